@@ -1,0 +1,87 @@
+"""Packaging only: names the two packages and hands every compiled file to CMake."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CHOICES = ("AUTO", "ON", "OFF")
+
+
+def version() -> str:
+    text = (ROOT / "stair_kernels" / "version.py").read_text()
+    return re.search(r'__version__ = "(.+)"', text).group(1)
+
+
+def torch_root() -> Path | None:
+    """The installed torch whose headers we compile against; an isolated build sees it through its interpreter's paths."""
+    spec = importlib.util.find_spec("torch")
+    roots = [Path(spec.submodule_search_locations[0])] if spec and spec.submodule_search_locations else []
+    roots += [Path(sysconfig.get_path(key)) / "torch" for key in ("platlib", "purelib")]
+    return next((root for root in roots if (root / "include/torch/csrc/stable/library.h").exists()), None)
+
+
+def with_cuda() -> bool:
+    """Whether `_C_cuda.so` is built: STAIR_CUDA=ON|OFF decides, otherwise the presence of nvcc (no GPU is needed)."""
+    choice = os.environ.get("STAIR_CUDA", "AUTO").upper()
+    if choice not in CHOICES:
+        sys.exit(f"STAIR_CUDA: expected one of {', '.join(CHOICES)}, got {choice!r}")
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
+    if choice == "ON" and not nvcc:
+        sys.exit("STAIR_CUDA=ON needs nvcc (CUDA toolkit 12.8 or newer) on PATH or in CUDACXX; none was found")
+    if choice == "AUTO" and not nvcc:
+        print("stair_kernels: no nvcc found, building for the CPU only (install the CUDA toolkit to add _C_cuda.so)")
+    return choice != "OFF" and bool(nvcc)
+
+
+class CMakeBuild(build_ext):
+    """Builds each extension as the CMake target of the same name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("._index"):  # a pybind11 module, tied to this CPython
+            return super().get_ext_filename(fullname)
+        return str(Path(*fullname.split("."))) + ".so"  # an operator library: never touches Python.h
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        root = torch_root()
+        if root is None:
+            sys.exit("stair_kernels: torch >= 2.10 must be installed to build (its headers are needed): pip install torch")
+        target = ext.name.rpartition(".")[2]
+        out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        # One build tree per CPython and torch, outside setuptools' temporary folders, so that rebuilding takes seconds.
+        tree = Path(os.environ.get("STAIR_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
+        settings = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "STAIR_CUDA": "ON" if with_cuda() else "OFF",
+            "STAIR_OUTPUT_DIR": out,
+            "TORCH_ROOT": root,
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        defines = [f"-D{key}={value}" for key, value in settings.items()]
+        subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True)
+        subprocess.run(["cmake", "--build", tree, "--target", target], check=True)
+
+
+libraries = ["_C", "_index", *(["_C_cuda"] if with_cuda() else [])]
+setup(
+    version=version(),
+    packages=["stair_kernels", "stair_kernels._triton", "stair"],
+    package_dir={"stair": "python/stair"},
+    package_data={"stair_kernels": ["py.typed"], "stair": ["py.typed", "templates/*"]},
+    ext_modules=[Extension(f"stair_kernels.{name}", []) for name in libraries],
+    cmdclass={"build_ext": CMakeBuild},
+    setup_requires=[] if torch_root() else ["torch>=2.10,<2.15"],
+)
