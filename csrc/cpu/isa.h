@@ -1,0 +1,10 @@
+// The instruction set of the CPU kernels: chosen once from CPUID, or forced by STAIR_CPU_ISA=avx512|avx2|generic.
+#pragma once
+#include "cpu/simd.h"
+
+namespace stair {
+
+// The inner loops for the instruction set that runs. Throws when STAIR_CPU_ISA names one that this CPU does not have.
+const SimdKernels& simd();
+
+}  // namespace stair

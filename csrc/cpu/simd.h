@@ -1,0 +1,73 @@
+// The inner loops of the CPU kernels. simd.cpp is compiled once per instruction set; each build fills one table of
+// function pointers. Nothing here may use the standard library: its inline functions would be merged by the linker
+// across instruction sets, and an AVX-512 copy would then run on a CPU that has none.
+#pragma once
+#include <cstdint>
+
+namespace stair {
+
+constexpr int kPanel = 16;                       // vocabulary columns that lie side by side in a packed panel
+constexpr int kBlockPanels = 8;                  // panels walked together: their weights stay in L2
+constexpr int kBlock = kPanel * kBlockPanels;    // 128 columns
+constexpr int kMaxTokens = 12;                   // most tokens in a tile
+
+enum class Dtype : int { kFloat, kBFloat16, kHalf };
+
+// A run of tokens packed for the matmul tiles: tile t holds `size` tokens as [D][size] float32.
+struct TokenTile {
+  const float* data;
+  int64_t first;  // the tile's first token
+  int size;       // 12, 8, 4, 2 or 1
+  int used;       // tokens in it; the rest is zero
+};
+
+// Which row of the batch a token belongs to, and its position there.
+struct Token {
+  int32_t row, position;
+  bool first, last;  // of its row
+};
+
+// One row's pooled logits for a block of columns, handed to the caller while they are in cache.
+struct PooledBlock {
+  int32_t row;
+  float logit[kBlock];         // max over positions + bias; NaN wins
+  int32_t position[kBlock];    // the lowest position that reached the maximum
+  uint64_t above[kBlock / 64]; // bit c: !(logit[c] <= floor of the row)
+};
+
+using RowDone = void (*)(void* context, PooledBlock& block);
+
+struct SimdKernels {
+  const char* name;
+  int tile_tokens;  // tokens in a full tile
+
+  // out[c] = float(in[c * stride]) for c in [0, n)
+  void (*load)(const void* in, Dtype dtype, int64_t stride, int64_t n, float* out);
+
+  // Columns [v0, v0 + n) of weight [V, D] (element strides stride_v, stride_d) as panels [kBlockPanels][D][kPanel].
+  void (*pack_block)(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
+                     float* out);
+
+  // All rows of the batch against one block of columns; calls done for each row with any column above floors[row].
+  // tile_scratch holds kMaxTokens * kBlock floats.
+  void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const float* block, int64_t D,
+                     const float* bias, const float* floors, float* tile_scratch, PooledBlock* state, RowDone done,
+                     void* context);
+
+  // y[0:n) += a * float(x[0:n))
+  void (*axpy)(float* y, float a, const void* x, Dtype dtype, int64_t n);
+};
+
+namespace generic {
+extern const SimdKernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const SimdKernels kernels;
+}
+namespace avx512 {
+extern const SimdKernels kernels;
+}
+#endif
+
+}  // namespace stair

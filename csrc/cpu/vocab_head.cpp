@@ -1,0 +1,96 @@
+#include "cpu/vocab_head.h"
+
+namespace stair {
+
+TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens) {
+  D_ = hidden.size(hidden.dim() - 1);
+  first_token_.push_back(0);
+  if (cu_seqlens) {
+    int64_t B = cu_seqlens->size(0) - 1, T = hidden.size(0), stride = cu_seqlens->stride(0);
+    const int32_t* bounds = cu_seqlens->const_data_ptr<int32_t>();
+    for (int64_t b = 0; b < B; ++b) {
+      int64_t begin = bounds[b * stride], end = bounds[(b + 1) * stride];
+      STAIR_CHECK(0 <= begin && begin <= end && end <= T, "cu_seqlens: expected ascending offsets in [0, ", T, "], got ",
+                  begin, ", ", end, " at row ", b);
+      add_row(b, end - begin, begin * hidden.stride(0), hidden.stride(0), nullptr, 0);
+    }
+  } else {
+    int64_t B = hidden.size(0), L = hidden.size(1);
+    for (int64_t b = 0; b < B; ++b) {
+      const bool* keep = mask ? mask->const_data_ptr<bool>() + b * mask->stride(0) : nullptr;
+      add_row(b, L, b * hidden.stride(0), hidden.stride(1), keep, mask ? mask->stride(1) : 0);
+    }
+  }
+  pack(hidden);
+}
+
+void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride, const bool* keep, int64_t keep_stride) {
+  bool first = true;
+  for (int64_t l = 0; l < L; ++l) {
+    if (keep && !keep[l * keep_stride]) continue;
+    tokens_.push_back({int32_t(row), int32_t(l), first, false});
+    offset_.push_back(offset + l * stride);
+    first = false;
+  }
+  if (!first) tokens_.back().last = true;
+  first_token_.push_back(int64_t(tokens_.size()));
+}
+
+void TokenTiles::pack(const Tensor& hidden) {
+  const auto& kernels = simd();
+  int64_t T = int64_t(tokens_.size()), full = kernels.tile_tokens, packed = 0;
+  for (int64_t t = 0; t < T; t += full) {
+    int64_t used = std::min(full, T - t), size = full;
+    for (int64_t smaller : {8, 4, 2, 1})
+      if (used <= smaller && smaller < size) size = smaller;
+    tiles_.push_back({nullptr, t, int(size), int(used)});
+    packed += size * D_;
+  }
+  data_.reset(new float[packed]);
+  float* next = data_.get();
+  for (auto& tile : tiles_) {
+    tile.data = next;
+    next += tile.size * D_;
+  }
+  int64_t stride = hidden.stride(hidden.dim() - 1);
+  torch::stable::parallel_for(0, int64_t(tiles_.size()), 8, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<float[]> row(new float[D_]);
+    for (int64_t t = begin; t < end; ++t) {
+      auto* out = const_cast<float*>(tiles_[t].data);
+      int size = tiles_[t].size;
+      for (int i = 0; i < size; ++i) {
+        if (i < tiles_[t].used)
+          kernels.load(element_ptr(hidden, offset_[tiles_[t].first + i]), dtype_of(hidden), stride, D_, row.get());
+        else
+          std::fill_n(row.get(), D_, 0.0f);
+        for (int64_t d = 0; d < D_; ++d) out[d * size + i] = row[d];
+      }
+    }
+  });
+}
+
+VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab)
+    : weight_(weight), packed_(packed_vocab.has_value()) {
+  V_ = packed_vocab.value_or(weight.size(0));
+  D_ = weight.size(1);
+  if (bias) bias_ = as_float(*bias);
+}
+
+const float* VocabBlocks::panels(int64_t block, float* scratch) const {
+  if (!packed_) {
+    simd().pack_block(weight_.const_data_ptr(), dtype_of(weight_), weight_.stride(0), weight_.stride(1), block * kBlock,
+                      columns(block), D_, scratch);
+    return scratch;
+  }
+  const char* stored = element_ptr(weight_, block * kBlock * D_);
+  if (weight_.scalar_type() == ScalarType::Float) return reinterpret_cast<const float*>(stored);
+  simd().load(stored, dtype_of(weight_), 1, kBlock * D_, scratch);
+  return scratch;
+}
+
+void VocabBlocks::bias(int64_t block, float* out) const {
+  std::fill_n(out, kBlock, 0.0f);
+  if (bias_) std::copy_n(bias_->const_data_ptr<float>() + block * kBlock, columns(block), out);
+}
+
+}  // namespace stair

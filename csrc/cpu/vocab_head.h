@@ -1,0 +1,160 @@
+// What vocab_topk and vocab_pool share: the batch as tiles of tokens, the weight as blocks of columns, and the walk over
+// the vocabulary that hands every row's pooled logits to a sink while they are in cache.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+
+namespace stair {
+
+enum class Activation { kLogRelu, kRelu, kLogLogRelu, kElu1p };
+
+inline Activation parse_activation(const std::string& name) {
+  if (name == "log_relu") return Activation::kLogRelu;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "log_log_relu") return Activation::kLogLogRelu;
+  STAIR_CHECK(name == "elu1p", "activation: expected log_relu, relu, log_log_relu or elu1p, got ", name);
+  return Activation::kElu1p;
+}
+
+// A raw logit that is not above the floor is no entry.
+inline float floor_of(Activation activation) {
+  return activation == Activation::kElu1p ? -std::numeric_limits<float>::infinity() : 0.0f;
+}
+
+inline float activate(float x, Activation activation) {
+  if (activation == Activation::kElu1p) return x > 0 ? x + 1 : std::exp(x);
+  if (x <= 0) return 0;
+  if (activation == Activation::kRelu) return x;
+  float y = std::log1p(x);
+  return activation == Activation::kLogRelu ? y : std::log1p(y);
+}
+
+// d activation / d x, from the activation's value y (of an entry: x above the floor).
+inline float slope(float y, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu: return 1;
+    case Activation::kLogRelu: return std::exp(-y);                   // 1 / (1 + x)
+    case Activation::kLogLogRelu: return std::exp(-y - std::expm1(y));  // 1 / ((1 + log1p(x)) (1 + x))
+    default: return y > 1 ? 1 : y;                                    // elu1p: 1 or exp(x)
+  }
+}
+
+inline Dtype dtype_of(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::Float) return Dtype::kFloat;
+  return t.scalar_type() == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kHalf;
+}
+
+inline const char* element_ptr(const Tensor& t, int64_t index) {
+  return static_cast<const char*>(t.const_data_ptr()) + index * (t.scalar_type() == ScalarType::Float ? 4 : 2);
+}
+
+// The unmasked tokens of the batch, in row order, packed into the tiles of the matmul.
+class TokenTiles {
+ public:
+  TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens);
+
+  int64_t rows() const { return int64_t(first_token_.size()) - 1; }
+  int64_t width() const { return D_; }
+  bool empty(int64_t row) const { return first_token_[row] == first_token_[row + 1]; }
+  int32_t lowest_position(int64_t row) const { return tokens_[first_token_[row]].position; }
+  const std::vector<Token>& tokens() const { return tokens_; }
+  const std::vector<TokenTile>& tiles() const { return tiles_; }
+
+ private:
+  void add_row(int64_t row, int64_t L, int64_t offset, int64_t stride, const bool* keep, int64_t keep_stride);
+  void pack(const Tensor& hidden);
+
+  int64_t D_;
+  std::vector<Token> tokens_;
+  std::vector<int64_t> offset_;       // element offset of each token in hidden
+  std::vector<int64_t> first_token_;  // of each row, and the end
+  std::vector<TokenTile> tiles_;
+  std::unique_ptr<float[]> data_;
+};
+
+// The vocabulary's columns as blocks: packed on the fly from [V, D], or read from a pack_vocab tensor.
+class VocabBlocks {
+ public:
+  VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab);
+
+  int64_t vocab() const { return V_; }
+  int64_t count() const { return (V_ + kBlock - 1) / kBlock; }
+  int columns(int64_t block) const { return int(std::min<int64_t>(kBlock, V_ - block * kBlock)); }
+  int64_t width() const { return D_; }
+  // The block's panels [kBlockPanels][D][kPanel] float32, in `scratch` (kBlock * D floats) unless stored that way.
+  const float* panels(int64_t block, float* scratch) const;
+  // The block's bias, 0 past the last column.
+  void bias(int64_t block, float* out) const;
+
+ private:
+  const Tensor& weight_;
+  std::optional<Tensor> bias_;
+  bool packed_;
+  int64_t V_, D_;
+};
+
+// Splits `blocks` among at most get_num_threads() chunks of neighbouring blocks.
+struct Split {
+  explicit Split(int64_t blocks)
+      : blocks_(blocks), chunks(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(blocks, 1))) {}
+  int64_t begin(int64_t chunk) const { return blocks_ * chunk / chunks; }
+
+ private:
+  int64_t blocks_;
+
+ public:
+  const int64_t chunks;
+};
+
+// Sink: float floor state and `void row_done(int64_t block, int columns, PooledBlock&)`; one sink a chunk, no sharing.
+template <class Sink>
+void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<Sink>& sinks, const Split& split) {
+  struct Context {
+    Sink* sink;
+    int64_t block;
+    int columns;
+  };
+  const auto& kernels = simd();
+  int64_t D = vocab.width(), scratch_floats = kBlock * D + kBlock * kMaxTokens;
+  std::unique_ptr<float[]> scratch(new float[split.chunks * scratch_floats]);
+  torch::stable::parallel_for(0, split.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      float* panels = scratch.get() + chunk * scratch_floats;
+      alignas(64) float bias[kBlock];
+      alignas(64) PooledBlock state;
+      for (int64_t block = split.begin(chunk); block < split.begin(chunk + 1); ++block) {
+        Context context{&sinks[chunk], block, vocab.columns(block)};
+        vocab.bias(block, bias);
+        auto done = [](void* p, PooledBlock& pooled) {
+          auto* c = static_cast<Context*>(p);
+          c->sink->row_done(c->block, c->columns, pooled);
+        };
+        kernels.pool_block(batch.tiles().data(), int64_t(batch.tiles().size()), batch.tokens().data(),
+                           vocab.panels(block, panels), D, bias, sinks[chunk].floors.data(), panels + kBlock * D,
+                           &state, done, &context);
+      }
+    }
+  });
+}
+
+// Rows of hidden as a matrix of tokens, for the backward: the token of (row, position).
+class TokenIndex {
+ public:
+  TokenIndex(const Tensor& hidden, const std::optional<Tensor>& cu_seqlens)
+      : L_(hidden.dim() == 3 ? hidden.size(1) : 0), bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr) {}
+  int64_t operator()(int64_t row, int32_t position) const { return (bounds_ ? bounds_[row] : row * L_) + position; }
+
+ private:
+  int64_t L_;
+  const int32_t* bounds_;
+};
+
+}  // namespace stair

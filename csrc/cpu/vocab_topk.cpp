@@ -1,0 +1,197 @@
+// vocab_topk: projection, max-pool, activation and top-k in one walk over the vocabulary. A row keeps at most a few k
+// candidates a chunk of the vocabulary; what is not above the row's k-th best is never stored.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/vocab_head.h"
+
+namespace stair {
+namespace {
+
+struct Candidate {
+  float logit;
+  int32_t index, position;
+};
+
+// By raw logit, ties by lower index: a total order, so that the choice does not depend on how the work was split.
+bool better(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.index < b.index);
+}
+
+// The running k best of every row over one chunk of the vocabulary.
+struct TopkSink {
+  TopkSink(int64_t B, int64_t k, int64_t most, Activation activation)
+      : k(k), capacity(std::min(k + std::max<int64_t>(k, 2 * kBlock), most)), floors(B, floor_of(activation)),
+        counts(B, 0), poisoned(B, 0), pool(new Candidate[B * capacity]) {}
+
+  void row_done(int64_t block, int columns, PooledBlock& pooled) {
+    int64_t row = pooled.row;
+    if (counts[row] + columns > capacity) compact(row);
+    Candidate* out = pool.get() + row * capacity;
+    int64_t& count = counts[row];
+    for (int word = 0; word < kBlock / 64; ++word) {
+      for (uint64_t bits = pooled.above[word]; bits != 0; bits &= bits - 1) {
+        int c = word * 64 + __builtin_ctzll(bits);
+        if (c >= columns) return;
+        if (std::isnan(pooled.logit[c]))
+          poisoned[row] = 1;
+        else if (pooled.logit[c] > floors[row])
+          out[count++] = {pooled.logit[c], int32_t(block * kBlock + c), pooled.position[c]};
+      }
+    }
+  }
+
+  // Keeps the k best and raises the floor to the k-th. Columns come in ascending order, so that a later column that
+  // only equals the floor has lost the tie.
+  void compact(int64_t row) {
+    if (counts[row] <= k) return;
+    Candidate* all = pool.get() + row * capacity;
+    std::nth_element(all, all + k - 1, all + counts[row], better);
+    counts[row] = k;
+    floors[row] = all[k - 1].logit;
+  }
+
+  int64_t k, capacity;
+  std::vector<float> floors;
+  std::vector<int64_t> counts;
+  std::vector<uint8_t> poisoned;
+  std::unique_ptr<Candidate[]> pool;
+};
+
+struct RowOut {
+  float* values;
+  int32_t *indices, *positions;
+};
+
+// Merges a row's candidates from all chunks and writes them by descending value, ties by lower index.
+void write_row(const std::vector<TopkSink>& sinks, int64_t row, int64_t k, Activation activation,
+               std::vector<Candidate>& all, RowOut out) {
+  all.clear();
+  for (const auto& sink : sinks)
+    all.insert(all.end(), &sink.pool[row * sink.capacity], &sink.pool[row * sink.capacity] + sink.counts[row]);
+  if (int64_t(all.size()) > k) {
+    std::nth_element(all.begin(), all.begin() + (k - 1), all.end(), better);
+    all.resize(k);
+  }
+  for (auto& candidate : all) candidate.logit = activate(candidate.logit, activation);
+  std::sort(all.begin(), all.end(), better);  // now by value: the activation may have rounded two logits to one
+  for (int64_t j = 0; j < k; ++j) {
+    bool filled = j < int64_t(all.size());
+    out.values[j] = filled ? all[j].logit : 0;
+    out.indices[j] = filled ? all[j].index : -1;
+    out.positions[j] = filled ? all[j].position : -1;
+  }
+}
+
+void write_poisoned(int64_t k, int64_t V, int32_t position, RowOut out) {
+  for (int64_t j = 0; j < k; ++j) {
+    bool filled = j < V;
+    out.values[j] = filled ? std::numeric_limits<float>::quiet_NaN() : 0;
+    out.indices[j] = filled ? int32_t(j) : -1;
+    out.positions[j] = filled ? position : -1;
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor& weight, std::optional<Tensor> bias,
+                                              std::optional<Tensor> mask, std::optional<Tensor> cu_seqlens,
+                                              std::optional<int64_t> packed_vocab, int64_t k, std::string activation_name) {
+  Activation activation = parse_activation(activation_name);
+  TokenTiles batch(hidden, mask, cu_seqlens);
+  VocabBlocks vocab(weight, bias, packed_vocab);
+  STAIR_CHECK(batch.width() == vocab.width(), "weight: expected [V, ", batch.width(), "] like hidden, got [V, ",
+              vocab.width(), "]");
+  int64_t B = batch.rows(), V = vocab.vocab();
+  Split split(vocab.count());
+  std::vector<TopkSink> sinks;
+  for (int64_t c = 0; c < split.chunks; ++c)
+    sinks.emplace_back(B, k, (split.begin(c + 1) - split.begin(c)) * kBlock, activation);
+  walk_vocab(batch, vocab, sinks, split);
+
+  Tensor values = new_tensor(hidden, {B, k}, ScalarType::Float);
+  Tensor indices = new_tensor(hidden, {B, k}, ScalarType::Int);
+  Tensor positions = new_tensor(hidden, {B, k}, ScalarType::Int);
+  RowOut out{values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int32_t>(), positions.mutable_data_ptr<int32_t>()};
+  torch::stable::parallel_for(0, B, 8, [&](int64_t begin, int64_t end) {
+    std::vector<Candidate> all;
+    for (int64_t row = begin; row < end; ++row) {
+      RowOut to{out.values + row * k, out.indices + row * k, out.positions + row * k};
+      bool poisoned = std::any_of(sinks.begin(), sinks.end(), [&](const TopkSink& s) { return s.poisoned[row]; });
+      if (poisoned)
+        write_poisoned(k, V, batch.lowest_position(row), to);
+      else
+        write_row(sinks, row, k, activation, all, to);
+    }
+  });
+  return {values, indices, positions};
+}
+
+// The entries of a [B, K] batch grouped by vocabulary index, each group in (row, slot) order.
+struct ByIndex {
+  ByIndex(const int32_t* indices, int64_t entries, int64_t V) : start(V + 1, 0) {
+    for (int64_t e = 0; e < entries; ++e)
+      if (indices[e] >= 0) ++start[indices[e] + 1];
+    for (int64_t v = 0; v < V; ++v) start[v + 1] += start[v];
+    entry.resize(start[V]);
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t e = 0; e < entries; ++e)
+      if (indices[e] >= 0) entry[next[indices[e]]++] = e;
+  }
+  std::vector<int64_t> start, entry;
+};
+
+std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values, const Tensor& values,
+                                                       const Tensor& indices, const Tensor& positions,
+                                                       const Tensor& hidden_, const Tensor& weight_,
+                                                       std::optional<Tensor> cu_seqlens, std::string activation_name) {
+  Activation activation = parse_activation(activation_name);
+  Tensor hidden = torch::stable::contiguous(hidden_), weight = torch::stable::contiguous(weight_);
+  Tensor grads = as_float(grad_values), outs = as_float(values), index_rows = torch::stable::contiguous(indices),
+         position_rows = torch::stable::contiguous(positions);
+  int64_t B = values.size(0), K = values.size(1), V = weight.size(0), D = weight.size(1);
+  const int32_t* index = index_rows.const_data_ptr<int32_t>();
+  const int32_t* position = position_rows.const_data_ptr<int32_t>();
+  const auto& kernels = simd();
+  TokenIndex token(hidden, cu_seqlens);
+
+  std::vector<float> grad_logit(B * K);
+  torch::stable::parallel_for(0, B * K, 4096, [&](int64_t begin, int64_t end) {
+    const float *g = grads.const_data_ptr<float>(), *y = outs.const_data_ptr<float>();
+    for (int64_t e = begin; e < end; ++e) grad_logit[e] = index[e] >= 0 ? g[e] * slope(y[e], activation) : 0;
+  });
+
+  std::vector<int64_t> hidden_shape;
+  for (int64_t i = 0; i < hidden.dim(); ++i) hidden_shape.push_back(hidden.size(i));
+  Tensor grad_hidden = torch::stable::new_zeros(hidden, hidden_shape, ScalarType::Float);
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    float* out = static_cast<float*>(grad_hidden.mutable_data_ptr());
+    for (int64_t e = begin * K; e < end * K; ++e)
+      if (index[e] >= 0)
+        kernels.axpy(out + token(e / K, position[e]) * D, grad_logit[e], element_ptr(weight, index[e] * D),
+                     dtype_of(weight), D);
+  });
+
+  Tensor grad_weight = torch::stable::new_zeros(weight, {V, D}, ScalarType::Float);
+  Tensor grad_bias = torch::stable::new_zeros(weight, {V}, ScalarType::Float);
+  ByIndex groups(index, B * K, V);
+  torch::stable::parallel_for(0, V, 64, [&](int64_t begin, int64_t end) {
+    float* out = static_cast<float*>(grad_weight.mutable_data_ptr());
+    float* out_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
+    for (int64_t v = begin; v < end; ++v)
+      for (int64_t i = groups.start[v]; i < groups.start[v + 1]; ++i) {
+        int64_t e = groups.entry[i];
+        kernels.axpy(out + v * D, grad_logit[e], element_ptr(hidden, token(e / K, position[e]) * D), dtype_of(hidden), D);
+        out_bias[v] += grad_logit[e];
+      }
+  });
+  return {torch::stable::to(grad_hidden, hidden.scalar_type()), torch::stable::to(grad_weight, weight.scalar_type()),
+          grad_bias};
+}
+
+}  // namespace
+}  // namespace stair
+
+STABLE_TORCH_LIBRARY_IMPL(stair, CPU, m) {
+  m.impl("vocab_topk", TORCH_BOX(&stair::vocab_topk));
+  m.impl("vocab_topk_backward", TORCH_BOX(&stair::vocab_topk_backward));
+}

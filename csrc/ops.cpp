@@ -1,0 +1,38 @@
+// Every operator's schema: the table of contents. `weight` is [V, D], or a pack_vocab tensor with packed_vocab = V.
+// `hidden` is [B, L, D], or [T, D] with cu_seqlens [B + 1]. Public meaning: stair_kernels/ops.py; specification:
+// stair_kernels/reference.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(stair, m) {
+  // -> values [B, k] float32, indices [B, k] int32, positions [B, k] int32
+  m.def(
+      "vocab_topk(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
+      "int k, str activation) -> (Tensor, Tensor, Tensor)");
+  // -> grad_hidden, grad_weight in the dtype of hidden and weight, grad_bias [V] float32
+  m.def(
+      "vocab_topk_backward(Tensor grad_values, Tensor values, Tensor indices, Tensor positions, Tensor hidden, "
+      "Tensor weight, Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
+  // -> out [B, V] float32, positions [B, V] int32
+  m.def(
+      "vocab_pool(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
+      "str activation) -> (Tensor, Tensor)");
+  // -> grad_hidden, grad_weight, grad_bias, all float32
+  m.def(
+      "vocab_pool_backward(Tensor grad_out, Tensor out, Tensor positions, Tensor hidden, Tensor weight, "
+      "Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
+  // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero
+  m.def("pack_vocab(Tensor weight) -> Tensor");
+  // -> values [B, k] float32, indices [B, k] int32
+  m.def("topk(Tensor dense, int k) -> (Tensor, Tensor)");
+  // -> score [Q, N] float32
+  m.def(
+      "sparse_dot(Tensor a_values, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) -> Tensor");
+  // -> grad_a_values [Q, K] float32: grad_a[q, j] = sum_n grad_score[q, n] * b[n, a_indices[q, j]]
+  m.def(
+      "sparse_dot_backward(Tensor grad_score, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) "
+      "-> Tensor");
+  // -> flops [] float32, column means [V] float32
+  m.def("flops(Tensor values, Tensor indices, int vocab_size) -> (Tensor, Tensor)");
+  // The instruction set that the CPU kernels run on: amx, avx512, avx2 or generic.
+  m.def("cpu_isa() -> str");
+}

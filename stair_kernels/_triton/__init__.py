@@ -1,0 +1,1 @@
+"""Triton kernels of the matmul-shaped operators; imported only where there is a GPU."""

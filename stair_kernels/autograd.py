@@ -1,0 +1,180 @@
+"""Fakes (shapes without data, for torch.compile) and gradients of the torch.ops.stair operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Context = Any  # the autograd context that torch.library passes
+
+
+def _rows_of(hidden: Tensor, cu_seqlens: Tensor | None) -> Any:
+    return hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+@torch.library.register_fake("stair::vocab_topk")
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    packed_vocab: int | None,
+    k: int,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (_rows_of(hidden, cu_seqlens), k)
+    values = hidden.new_empty(shape, dtype=torch.float32)
+    return values, hidden.new_empty(shape, dtype=torch.int32), hidden.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("stair::vocab_pool")
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    packed_vocab: int | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    shape = (_rows_of(hidden, cu_seqlens), weight.shape[0] if packed_vocab is None else packed_vocab)
+    return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("stair::vocab_topk_backward")
+def _(
+    grad_values: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_bias = weight.new_empty(weight.shape[:1], dtype=torch.float32)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
+
+
+@torch.library.register_fake("stair::vocab_pool_backward")
+def _(
+    grad_out: Tensor,
+    out: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = hidden.shape, weight.shape, weight.shape[:1]
+    grads = [hidden.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    return grads[0], grads[1], grads[2]
+
+
+@torch.library.register_fake("stair::pack_vocab")
+def _(weight: Tensor) -> Tensor:
+    return weight.new_empty(((weight.shape[0] + 127) // 128 * 8, weight.shape[1], 16))
+
+
+@torch.library.register_fake("stair::topk")
+def _(dense: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (dense.shape[0], k)
+    return dense.new_empty(shape, dtype=torch.float32), dense.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("stair::sparse_dot")
+def _(a_values: Tensor, a_indices: Tensor, b_values: Tensor, b_indices: Tensor, vocab_size: int) -> Tensor:
+    return a_values.new_empty((a_values.shape[0], b_values.shape[0]))
+
+
+@torch.library.register_fake("stair::sparse_dot_backward")
+def _(grad_score: Tensor, a_indices: Tensor, b_values: Tensor, b_indices: Tensor, vocab_size: int) -> Tensor:
+    return b_values.new_empty(a_indices.shape)
+
+
+@torch.library.register_fake("stair::flops")
+def _(values: Tensor, indices: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    return values.new_empty(()), values.new_empty((vocab_size,))
+
+
+def _save_vocab_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, _, cu_seqlens, _, _, ctx.activation = inputs
+    ctx.save_for_backward(*output, hidden, weight, cu_seqlens)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _vocab_topk_backward(ctx: Context, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
+    values, indices, positions, hidden, weight, cu_seqlens = ctx.saved_tensors
+    grads = torch.ops.stair.vocab_topk_backward(
+        grad_values, values, indices, positions, hidden, weight, cu_seqlens, ctx.activation
+    )
+    grad_bias = None if ctx.bias_dtype is None else grads[2].to(ctx.bias_dtype)
+    return grads[0], grads[1], grad_bias, None, None, None, None, None
+
+
+def _save_vocab_pool(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, _, cu_seqlens, _, ctx.activation = inputs
+    ctx.save_for_backward(*output, hidden, weight, cu_seqlens)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _vocab_pool_backward(ctx: Context, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
+    out, positions, hidden, weight, cu_seqlens = ctx.saved_tensors
+    grads = torch.ops.stair.vocab_pool_backward(grad_out, out, positions, hidden, weight, cu_seqlens, ctx.activation)
+    grad_bias = None if ctx.bias_dtype is None else grads[2].to(ctx.bias_dtype)
+    return grads[0].to(hidden.dtype), grads[1].to(weight.dtype), grad_bias, None, None, None, None
+
+
+def _save_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dense, _ = inputs
+    ctx.save_for_backward(output[1])
+    ctx.shape, ctx.dtype = dense.shape, dense.dtype
+
+
+def _topk_backward(ctx: Context, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
+    (indices,) = ctx.saved_tensors
+    # empty slots add exactly 0 to column 0: every element has at most one other addend, so the order cannot matter
+    grad = torch.where(indices >= 0, grad_values, 0.0)
+    dense = grad_values.new_zeros(ctx.shape)
+    return dense.scatter_add(1, indices.clamp(min=0).long(), grad).to(ctx.dtype), None
+
+
+def _save_sparse_dot(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.vocab_size = inputs[4]
+
+
+def _sparse_dot_backward(ctx: Context, grad: Tensor) -> tuple[Any, ...]:
+    a_values, a_indices, b_values, b_indices = ctx.saved_tensors
+    V, backward = ctx.vocab_size, torch.ops.stair.sparse_dot_backward
+    grad_a = backward(grad, a_indices, b_values, b_indices, V) if ctx.needs_input_grad[0] else None
+    grad_b = backward(grad.T, b_indices, a_values, a_indices, V) if ctx.needs_input_grad[2] else None
+    return grad_a, None, grad_b, None, None
+
+
+def _save_flops(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[1], output[1])
+
+
+def _flops_backward(ctx: Context, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    indices, means = ctx.saved_tensors
+    scale = 2 * grad / max(indices.shape[0], 1)
+    filled = indices >= 0
+    return torch.where(filled, scale * means[indices.clamp(min=0).long()], 0.0), None, None
+
+
+def _no_double_backward(ctx: Context, *_: Any) -> tuple[Any, ...]:
+    raise NotImplementedError("stair_kernels: operators are differentiable once; got a request for a second derivative")
+
+
+register = torch.library.register_autograd
+register("stair::vocab_topk", _vocab_topk_backward, setup_context=_save_vocab_topk)
+register("stair::vocab_pool", _vocab_pool_backward, setup_context=_save_vocab_pool)
+register("stair::topk", _topk_backward, setup_context=_save_topk)
+register("stair::sparse_dot", _sparse_dot_backward, setup_context=_save_sparse_dot)
+register("stair::flops", _flops_backward, setup_context=_save_flops)
+for _name in ("vocab_topk_backward", "vocab_pool_backward", "sparse_dot_backward"):
+    register(f"stair::{_name}", _no_double_backward)

@@ -1,0 +1,232 @@
+"""stair_loss: the exact STAIR objective, streamed over chunks of the vocabulary; [B, V] never exists.
+
+Forward, for each chunk: Y_t, Y_i = vocab_pool(chunk); S += Y_t Y_i^T; column means for FLOPS; squared norms.
+Backward computes the chunk again: dY_t = dS Y_i + the norm's and the FLOPS' terms, pushed through vocab_pool's backward.
+Storage O(B^2 + V + B * chunk) beside the gradients themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stair_kernels.ops import _head_args
+from stair_kernels.reference import StairLoss, VocabHead
+
+EPS = 1e-12  # of the L2 norm, as torch.nn.functional.normalize
+ACTIVATION = "log_relu"
+
+
+def stair_loss(
+    text: VocabHead,  # hidden [B, L, D] or [B, D], weight [V, D], bias [V], mask [B, L]
+    image: VocabHead,
+    *,
+    logit_scale: Tensor | float,
+    text_flops: float = 0.0,
+    image_flops: float = 0.0,
+    normalize: bool = False,
+    chunk: int = 4096,
+) -> StairLoss:
+    """loss = (CE(rows) + CE(columns)) / 2 of logit_scale * <text row, image row>, + sum over towers weight * FLOPS.
+
+    The rows are act = log(1 + relu(max over l)) over the whole vocabulary, untruncated; with `normalize` they are divided
+    by max(L2 norm, 1e-12) for the product, not for FLOPS (STAIR, arXiv 2301.13081, section 3). The reference of the same
+    name states every part. `contrastive`, `text_flops` and `image_flops` of the result are differentiable too.
+
+    Args:
+        logit_scale: multiplies the scores (not its logarithm); a float or a differentiable scalar tensor.
+        text_flops, image_flops: the weights of the two FLOPS penalties.
+        chunk: vocabulary columns held at a time; changes memory and rounding, not meaning.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    args = [_head_args(*head, None, ACTIVATION)[:4] for head in (VocabHead(*text), VocabHead(*image))]
+    B, V = args[0][0].shape[0], args[0][1].shape[0]
+    if args[1][0].shape[0] != B:
+        raise ValueError(f"image: expected {B} rows like text, got {args[1][0].shape[0]}")
+    if args[1][1].shape[0] != V:
+        raise ValueError(f"image: expected a vocabulary of {V} like text, got {args[1][1].shape[0]}")
+    if chunk < 1:
+        raise ValueError(f"chunk: expected an integer >= 1, got {chunk}")
+    scale = torch.as_tensor(logit_scale, dtype=torch.float32, device=args[0][0].device)
+    if scale.numel() != 1:
+        raise ValueError(f"logit_scale: expected a float or a scalar tensor, got shape {list(scale.shape)}")
+    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale.reshape(()), normalize, chunk)
+    contrastive, penalty_text, penalty_image = out[:3]
+    loss = contrastive + text_flops * penalty_text + image_flops * penalty_image
+    return StairLoss(loss, *out[:6])
+
+
+@torch.library.custom_op("stair::stair_loss", mutates_args=())
+def _stair_loss(
+    text_hidden: Tensor,
+    text_weight: Tensor,
+    text_bias: Tensor | None,
+    text_mask: Tensor | None,
+    image_hidden: Tensor,
+    image_weight: Tensor,
+    image_bias: Tensor | None,
+    image_mask: Tensor | None,
+    scale: Tensor,
+    normalize: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """contrastive, FLOPS x 2, active x 2, accuracy; saved: score [B, B], column means [2, V], norms [2, B]."""
+    text = VocabHead(text_hidden, text_weight, text_bias, text_mask)
+    image = VocabHead(image_hidden, image_weight, image_bias, image_mask)
+    (B, V), device = (len(text_hidden), len(text_weight)), text_hidden.device
+    with torch.autocast(device.type, enabled=False):
+        score = torch.zeros(B, B, device=device)
+        means, squares = torch.zeros(2, V, device=device), torch.zeros(2, B, device=device)
+        active = torch.zeros(2, device=device)
+        for v0 in range(0, V, chunk):
+            rows = [_pool(head, v0, chunk)[0] for head in (text, image)]
+            score.addmm_(rows[0], rows[1].T)
+            for tower, row in enumerate(rows):
+                means[tower, v0 : v0 + chunk] = row.mean(dim=0)
+                squares[tower] += row.square().sum(dim=1)
+                active[tower] += (row > 0).sum() / max(B, 1)
+        norms = squares.sqrt().clamp(min=EPS) if normalize else torch.ones_like(squares)
+        score /= norms[0][:, None] * norms[1]
+        logit, target = scale * score, torch.arange(B, device=device)
+        contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
+        rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf).amax(dim=1)
+        accuracy = (logit.diagonal() > rivals).float().mean()
+        flops = means.square().sum(dim=1)
+    return contrastive, flops[0].clone(), flops[1].clone(), active[0].clone(), active[1].clone(), accuracy, score, means, norms
+
+
+@_stair_loss.register_fake
+def _(
+    text_hidden: Tensor,
+    text_weight: Tensor,
+    text_bias: Tensor | None,
+    text_mask: Tensor | None,
+    image_hidden: Tensor,
+    image_weight: Tensor,
+    image_bias: Tensor | None,
+    image_mask: Tensor | None,
+    scale: Tensor,
+    normalize: bool,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    B, V = text_hidden.shape[0], text_weight.shape[0]
+    shapes: list[tuple[int, ...]] = [()] * 6 + [(B, B), (2, V), (2, B)]
+    return tuple(text_hidden.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+@torch.library.custom_op("stair::stair_loss_backward", mutates_args=())
+def _stair_loss_backward(
+    grad_contrastive: Tensor,
+    grad_flops: Tensor,
+    text_hidden: Tensor,
+    text_weight: Tensor,
+    text_bias: Tensor | None,
+    text_mask: Tensor | None,
+    image_hidden: Tensor,
+    image_weight: Tensor,
+    image_bias: Tensor | None,
+    image_mask: Tensor | None,
+    scale: Tensor,
+    score: Tensor,
+    means: Tensor,
+    norms: Tensor,
+    normalize: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients, float32: hidden, weight, bias of the text; of the image; scale."""
+    heads = VocabHead(text_hidden, text_weight, text_bias, text_mask), VocabHead(image_hidden, image_weight, image_bias, image_mask)
+    B, V = len(text_hidden), len(text_weight)
+    with torch.autocast(text_hidden.device.type, enabled=False):
+        logit = scale * score
+        grad_logit = logit.softmax(dim=1) + logit.softmax(dim=0)
+        grad_logit.diagonal().sub_(2)
+        grad_logit *= grad_contrastive / (2 * max(B, 1))
+        grad_scale = (grad_logit * score).sum()
+        grad_score = scale * grad_logit
+        # through score = raw / (n_t n_i): d raw, and d n pushed on to the row: -row * sum(d score * score) / n^2
+        pull = [-(grad_score * score).sum(dim=1 - tower) / norms[tower] ** 2 if normalize else None for tower in (0, 1)]
+        grad_raw = grad_score / (norms[0][:, None] * norms[1])
+        grads = [_zero_grads(head) for head in heads]
+        for v0 in range(0, V, chunk):
+            columns = slice(v0, v0 + chunk)
+            pooled = [_pool(head, v0, chunk) for head in heads]
+            for tower, (head, (row, positions)) in enumerate(zip(heads, pooled)):
+                grad_row = (grad_raw if tower == 0 else grad_raw.T) @ pooled[1 - tower][0]
+                grad_row += 2 * grad_flops[tower] / max(B, 1) * means[tower, columns]
+                if normalize:
+                    grad_row.addcmul_(pull[tower][:, None], row)
+                hidden, weight, bias = torch.ops.stair.vocab_pool_backward(
+                    grad_row, row, positions, head.hidden, head.weight[columns], None, ACTIVATION
+                )
+                grads[tower][0].add_(hidden)
+                grads[tower][1][columns], grads[tower][2][columns] = weight, bias
+    return *grads[0], *grads[1], grad_scale
+
+
+@_stair_loss_backward.register_fake
+def _(
+    grad_contrastive: Tensor,
+    grad_flops: Tensor,
+    text_hidden: Tensor,
+    text_weight: Tensor,
+    text_bias: Tensor | None,
+    text_mask: Tensor | None,
+    image_hidden: Tensor,
+    image_weight: Tensor,
+    image_bias: Tensor | None,
+    image_mask: Tensor | None,
+    scale: Tensor,
+    score: Tensor,
+    means: Tensor,
+    norms: Tensor,
+    normalize: bool,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    heads = VocabHead(text_hidden, text_weight), VocabHead(image_hidden, image_weight)
+    return *_zero_grads(heads[0]), *_zero_grads(heads[1]), scale.new_empty(())
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.normalize, ctx.chunk = inputs
+    ctx.save_for_backward(*tensors, *output[6:])
+    ctx.mark_non_differentiable(*output[3:])
+
+
+def _backward(ctx: Any, grad_contrastive: Tensor, grad_text: Tensor, grad_image: Tensor, *_: Any) -> tuple[Any, ...]:
+    *inputs, score, means, norms = ctx.saved_tensors
+    grad_flops = torch.stack([grad_text, grad_image])
+    grads = torch.ops.stair.stair_loss_backward(
+        grad_contrastive, grad_flops, *inputs, score, means, norms, ctx.normalize, ctx.chunk
+    )
+    slots = (0, 1, 2, 4, 5, 6, 8)  # hidden, weight, bias of each tower, scale
+    by_input: list[Tensor | None] = [None] * 11
+    for slot, grad in zip(slots, grads):
+        if inputs[slot] is not None:
+            by_input[slot] = grad.to(inputs[slot].dtype)
+    return tuple(by_input)
+
+
+def _no_double_backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise NotImplementedError("stair_loss is differentiable once; got a request for a second derivative")
+
+
+_stair_loss.register_autograd(_backward, setup_context=_save)
+_stair_loss_backward.register_autograd(_no_double_backward)
+
+
+def _pool(head: VocabHead, v0: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """vocab_pool of the columns [v0, v0 + chunk): values and positions."""
+    weight, bias = head.weight[v0 : v0 + chunk], None if head.bias is None else head.bias[v0 : v0 + chunk]
+    return torch.ops.stair.vocab_pool(head.hidden, weight, bias, head.mask, None, None, ACTIVATION)
+
+
+def _zero_grads(head: VocabHead) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = head.hidden, head.weight
+    shapes = hidden.shape, weight.shape, weight.shape[:1]
+    grads = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
+    return grads[0], grads[1], grads[2]

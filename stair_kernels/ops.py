@@ -1,0 +1,218 @@
+"""The public operators: checks, then one torch.ops.stair call each; fakes and autograd registrations.
+
+Meaning, ties, empty rows and NaN: `stair_kernels/reference.py`. Schemas: `csrc/ops.cpp`. Every operator works under
+autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in float32
+and gives the same bits whatever the number of threads and whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stair_kernels.reference import ACTIVATIONS
+from stair_kernels.rows import SparseRows, _readable
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class PackedVocab:
+    """A vocabulary head laid out once for serving (see pack_vocab); accepted wherever `weight` is, for inference only."""
+
+    panels: Tensor  # [8 * ceil(V / 128), D, 16], the dtype of the weight
+    bias: Tensor | None  # [V]
+    vocab_size: int  # V
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, D), the shape of the weight."""
+        return self.vocab_size, self.panels.shape[1]
+
+
+def vocab_topk(
+    hidden: Tensor,  # [B, L, D], [B, D] (no pooling) or packed [T, D] with cu_seqlens
+    weight: Tensor | PackedVocab,  # [V, D]
+    bias: Tensor | None = None,  # [V]
+    mask: Tensor | None = None,  # [B, L] bool, True = use
+    *,
+    k: int,
+    activation: str = "log_relu",
+    cu_seqlens: Tensor | None = None,  # [B + 1] int32
+) -> SparseRows:  # [B, k]
+    """The k largest of act[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions.
+
+    Projection, max-pool, activation and top-k in one; neither [B, L, V] nor [B, V] exists. Differentiable in hidden,
+    weight and bias through the k survivors; the gradient of a maximum goes to its lowest winning position.
+
+    Args:
+        hidden, weight: float32, bfloat16 or float16, the same; bias: any of these.
+        k: entries kept a row, >= 1; a row with fewer (k > V, or a relu activation <= 0) ends in empty slots.
+        activation: log_relu log(1+relu(x)) (STAIR, arXiv 2301.13081, section 3.1; SPLADE-max), relu,
+            log_log_relu log(1+log(1+relu(x))), elu1p elu(x)+1 (VDR).
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    if k < 1:
+        raise ValueError(f"k: expected an integer >= 1, got {k}")
+    args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
+    values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation)
+    return SparseRows(values, indices, positions, weight.shape[0])
+
+
+def vocab_pool(
+    hidden: Tensor,  # [B, L, D], [B, D] (no pooling) or packed [T, D] with cu_seqlens
+    weight: Tensor | PackedVocab,  # [V, D]
+    bias: Tensor | None = None,  # [V]
+    mask: Tensor | None = None,  # [B, L] bool, True = use
+    *,
+    activation: str = "log_relu",
+    cu_seqlens: Tensor | None = None,  # [B + 1] int32
+) -> Tensor:  # [B, V] float32
+    """out[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions; [B, L, V] is not made.
+
+    A row with no unmasked position is 0; a NaN logit makes its entry NaN. Arguments and errors: as vocab_topk.
+    """
+    args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
+    return torch.ops.stair.vocab_pool(*args, activation)[0]
+
+
+def pack_vocab(weight: Tensor, bias: Tensor | None = None) -> PackedVocab:
+    """The head's weight [V, D] and bias [V] laid out once for serving; pass the result as `weight`.
+
+    Saves the packing that every call does for weights that may have changed. Keeps weight's dtype. Not differentiable.
+
+    Raises:
+        ValueError: on a wrong shape or dtype.
+    """
+    _check_weight(weight, bias)
+    return PackedVocab(torch.ops.stair.pack_vocab(weight.detach()), None if bias is None else bias.detach(), weight.shape[0])
+
+
+def topk(dense: Tensor, k: int) -> SparseRows:
+    """The k largest positive entries of each row of dense [B, V] (float32, bfloat16, float16); ties by lower index.
+
+    Differentiable: the gradient [B, V] holds the entries' gradients and zeros. A row with a NaN has value NaN.
+
+    Raises:
+        ValueError: on a wrong shape or dtype, or k < 1.
+    """
+    if dense.dim() != 2 or dense.dtype not in DTYPES:
+        raise ValueError(f"dense: expected [B, V] in {_names(DTYPES)}, got {list(dense.shape)} {dense.dtype}")
+    if k < 1:
+        raise ValueError(f"k: expected an integer >= 1, got {k}")
+    _check_device("dense", dense)
+    values, indices = torch.ops.stair.topk(dense, k)
+    return SparseRows(values, indices, None, dense.shape[1])
+
+
+def sparse_dot(a: SparseRows, b: SparseRows) -> Tensor:  # [Q, N] float32
+    """score[q, n] = sum_v a[q, v] * b[n, v]; differentiable in both values.
+
+    A row with a value that is not finite has score NaN with every other row.
+
+    Raises:
+        ValueError: when the two differ in vocab_size or device.
+    """
+    if a.vocab_size != b.vocab_size:
+        raise ValueError(f"b: expected vocab_size {a.vocab_size} like a, got {b.vocab_size}")
+    if a.device != b.device:
+        raise ValueError(f"b: expected device {a.device} like a, got {b.device}")
+    _check_device("a", a.values)
+    return torch.ops.stair.sparse_dot(a.values, a.indices, b.values, b.indices, a.vocab_size)
+
+
+def flops(rows: SparseRows) -> Tensor:  # [] float32
+    """sum_v (mean_b value[b, v])^2, the FLOPS penalty (Paria et al. 2020, arXiv 2004.05665, eq. 4); differentiable."""
+    _check_device("rows", rows.values)
+    return torch.ops.stair.flops(rows.values, rows.indices, rows.vocab_size)[0]
+
+
+def cpu_isa() -> str:
+    """The instruction set of the CPU kernels: avx512, avx2 or generic; STAIR_CPU_ISA forces one."""
+    return torch.ops.stair.cpu_isa()
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _check_device(name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name}: expected a CPU tensor (this build has no {tensor.device.type} kernels), got one on {tensor.device}")
+
+
+def _check_weight(weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 2 or weight.dtype not in DTYPES:
+        raise ValueError(f"weight: expected [V, D] in {_names(DTYPES)}, got {list(weight.shape)} {weight.dtype}")
+    _check_device("weight", weight)
+    if bias is None:
+        return
+    if bias.shape != weight.shape[:1] or bias.dtype not in DTYPES:
+        raise ValueError(f"bias: expected [{weight.shape[0]}] in {_names(DTYPES)}, got {list(bias.shape)} {bias.dtype}")
+    if bias.device != weight.device:
+        raise ValueError(f"bias: expected device {weight.device} like weight, got {bias.device}")
+
+
+def _check_layout(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    shape = list(hidden.shape)
+    if cu_seqlens is not None:
+        if hidden.dim() != 2:
+            raise ValueError(f"hidden: expected packed [T, D] with cu_seqlens, got {shape}")
+        if mask is not None:
+            raise ValueError("mask: expected None with cu_seqlens (leave masked tokens out of the packing), got a tensor")
+        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype != torch.int32:
+            raise ValueError(f"cu_seqlens: expected [B + 1] int32, got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
+        if _readable(cu_seqlens):
+            bounds = cu_seqlens.tolist()
+            if bounds[0] != 0 or bounds[-1] != shape[0] or bounds != sorted(bounds):
+                raise ValueError(f"cu_seqlens: expected ascending offsets from 0 to T = {shape[0]}, got {bounds}")
+    elif hidden.dim() not in (2, 3):
+        raise ValueError(f"hidden: expected [B, L, D] or [B, D], got {shape}")
+    if mask is not None and (hidden.dim() != 3 or mask.shape != hidden.shape[:2] or mask.dtype != torch.bool):
+        wanted = f"{shape[:2]} bool like hidden" if hidden.dim() == 3 else "None with hidden [B, D]"
+        raise ValueError(f"mask: expected {wanted}, got {list(mask.shape)} {mask.dtype}")
+    for name, tensor in (("mask", mask), ("cu_seqlens", cu_seqlens)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
+
+
+def _head_args(
+    hidden: Tensor,
+    weight: Tensor | PackedVocab,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    activation: str,
+) -> tuple[Any, ...]:
+    """The checked arguments that vocab_topk and vocab_pool share, in the order of their schemas."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    packed_vocab = None
+    if isinstance(weight, PackedVocab):
+        if bias is not None:
+            raise ValueError("bias: expected None with a PackedVocab (pack_vocab(weight, bias) holds it), got a tensor")
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            raise ValueError("weight: expected a tensor where gradients are wanted, got a PackedVocab (inference only)")
+        packed_vocab, bias, weight = weight.vocab_size, weight.bias, weight.panels
+    else:
+        _check_weight(weight, bias)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if hidden.dtype not in DTYPES:
+        raise ValueError(f"hidden: expected {_names(DTYPES)}, got {hidden.dtype}")
+    if weight.dtype != hidden.dtype:
+        raise ValueError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
+    if weight.device != hidden.device:
+        raise ValueError(f"weight: expected device {hidden.device} like hidden, got {weight.device}")
+    _check_layout(hidden, mask, cu_seqlens)
+    if hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(f"weight: expected [V, {hidden.shape[-1]}] like hidden, got [V, {weight.shape[1]}]")
+    if hidden.dim() == 2 and cu_seqlens is None:
+        hidden = hidden.unsqueeze(1)
+    return hidden, weight, bias, mask, cu_seqlens, packed_vocab
