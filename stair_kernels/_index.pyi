@@ -1,0 +1,16 @@
+"""The search engine compiled from csrc/index."""
+
+import numpy as np
+
+class Rows:
+    vocab_size: int
+    def __init__(
+        self, starts: np.ndarray, terms: np.ndarray, weights: np.ndarray, vocab_size: int, padded: bool
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class Index:
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, weights: np.ndarray) -> None: ...
+    def search(self, queries: Rows, k: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+def invert(rows: Rows, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
