@@ -1,0 +1,60 @@
+"""Opening a checkpoint folder, with errors that name it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stair.files import sha256
+
+if TYPE_CHECKING:
+    from stair import STAIRModel, STAIRProcessor
+
+
+def require_checkpoint(folder: Path | str) -> Path:
+    """`folder`, when it is a STAIR checkpoint.
+
+    Raises:
+        ValueError: it is not there, holds no model, or another kind of model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no STAIR checkpoint there; make one with `stair demo` or `stair train`, or give --model")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (FileNotFoundError, ValueError, AttributeError):
+        raise ValueError(f"{folder} is not a STAIR checkpoint (no readable config.json); give --model another folder") from None
+    if kind != "stair":
+        raise ValueError(f"{folder} is not a STAIR checkpoint (its model_type is {kind!r}); give --model another folder")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} is not a whole STAIR checkpoint (no model.safetensors); train it again")
+    return folder
+
+
+def load(folder: Path | str) -> tuple[STAIRModel, STAIRProcessor]:
+    """(model in evaluation mode, processor) of a checkpoint; ValueError when it is none or damaged."""
+    folder = require_checkpoint(folder)
+    from safetensors import SafetensorError
+
+    from stair import STAIRModel, STAIRProcessor
+
+    try:
+        model = STAIRModel.from_pretrained(folder)
+    except (SafetensorError, RuntimeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder} is a damaged checkpoint ({first_line}); train it again") from error
+    processor = STAIRProcessor.from_pretrained(folder)
+    if processor.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {processor.vocab_size} entries, the model {model.vocab_size}; they do not belong"
+            " together"
+        )
+    return model.eval(), processor
+
+
+def fingerprint(folder: Path | str) -> str:
+    """SHA-256 over a checkpoint's weights: two checkpoints with the same one give the same rows."""
+    files = sorted(require_checkpoint(folder).glob("*.safetensors"))
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()

@@ -1,0 +1,164 @@
+"""What every command shares: one line for an error and the exit code it means, and progress bars on stderr."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+BAD_INPUT = 2
+ENVIRONMENT = 1
+INTERRUPTED = 130
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # typer >= 0.20 carries its own copy of click's
+ClickException: Any = UsageError.__bases__[0]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class CommandError(Exception):
+    """A failure of the environment whose message is ready for the user; bad input is a ValueError."""
+
+    exit_code = ENVIRONMENT
+
+
+class StoppedError(CommandError):
+    """Ctrl-C, with what was kept."""
+
+    exit_code = INTERRUPTED
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """(one line that says what happened and what to do, exit code) of anything a command can raise."""
+    if isinstance(getattr(error, "exit_code", None), int) and not isinstance(error, ClickException):
+        message, code = str(error), error.exit_code  # type: ignore[attr-defined]
+    elif isinstance(error, ClickException):
+        hint = f" ({error.ctx.command_path} --help shows an example)" if getattr(error, "ctx", None) else ""
+        message, code = error.format_message().rstrip(".") + hint, BAD_INPUT
+    elif isinstance(error, KeyboardInterrupt):
+        message, code = str(error) or "stopped by Ctrl-C", INTERRUPTED
+    elif isinstance(error, ImportError):
+        package = (error.name or "").partition(".")[0]
+        written = str(error) if "pip install" in str(error) else f"{error}: pip install 'stair-kernels[model]'"
+        message = f"{package} is not installed; {written}" if package and package not in written else written
+        code = ENVIRONMENT
+    elif "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        message, code = f"disk full{_where(error)}: free some space or choose another folder with --out", ENVIRONMENT
+    elif isinstance(error, OSError):
+        message, code = _describe_os(error)
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        message, code = "out of memory: use a smaller --batch, or a machine with more memory", ENVIRONMENT
+    elif isinstance(error, UnicodeDecodeError):
+        message, code = f"the text is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8", BAD_INPUT
+    elif isinstance(error, ValueError):
+        message, code = str(error), BAD_INPUT
+    else:
+        message = f"unexpected {type(error).__name__}: {error} (a bug: --debug shows where)"
+        code = ENVIRONMENT
+    return " ".join(message.split()), code
+
+
+def _where(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f" while writing {name}" if name else ""
+
+
+def _describe_os(error: OSError) -> tuple[str, int]:
+    name = error.filename if error.filename is not None else "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: no such file or folder; check the path", BAD_INPUT
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
+        return f"{name}: {error.strerror.lower()}; check the path", BAD_INPUT
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{name}: no permission ({error.strerror.lower()}); choose another folder or change its rights", ENVIRONMENT
+    return f"{name}: {error.strerror or error}", ENVIRONMENT
+
+
+@contextmanager
+def reported(debug: bool = False) -> Iterator[None]:
+    """Turns every exception of a command into one line on stderr and SystemExit with its code.
+
+    Codes: 2 bad input or usage, 1 the environment (packages, permissions, disk, memory, bugs), 130 Ctrl-C. With
+    `debug` the traceback comes first.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError):  # `stair ... | head` has seen enough
+            sys.stdout = None  # type: ignore[assignment]
+            raise SystemExit(0) from None
+        message, code = describe(error)
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        typer.secho("stair: ", err=True, nl=False, bold=True)
+        typer.echo(message, err=True)
+        raise SystemExit(code) from None
+
+
+class Commands(TyperGroup):
+    """The command group: `--debug` is understood anywhere, and every error ends in `reported`."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        options = words[: words.index("--")] if "--" in words else words
+        debug = "--debug" in options
+        if debug:
+            words.remove("--debug")
+        quiet_libraries(debug)
+        with reported(debug):
+            code = super().main(words, *rest, standalone_mode=False, **extra)
+        if standalone_mode:
+            raise SystemExit(code if isinstance(code, int) else 0)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            sys.stdout = None  # type: ignore[assignment]
+            return 0
+        except KeyboardInterrupt as stop:  # typer's own handler would exit without a word
+            raise StoppedError(str(stop) or "stopped by Ctrl-C") from stop
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Keeps the notices of libraries out of a command's stderr, unless `debug`."""
+    import os
+    import warnings
+
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        warnings.simplefilter("ignore")
+
+
+def progress_bars() -> Progress:
+    """Progress bars on stderr, gone when the work ends; stdout stays clean for what the command prints."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+def number(value: float) -> str:
+    """A count as people read it: 1,482; 3.4; 12 M."""
+    if value >= 1e6:
+        return f"{value / 1e6:.1f} M"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"

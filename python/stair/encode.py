@@ -1,0 +1,166 @@
+"""Words and files of a command line to sparse rows, and sparse rows to files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from stair.data import SUFFIXES, read_picture
+from stair.files import replacing
+
+if TYPE_CHECKING:
+    from stair import STAIRModel, STAIRProcessor
+    from stair_kernels import SparseRows
+
+TEXT_SUFFIXES = (".txt",)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One text or one picture file."""
+
+    name: str
+    text: str | None = None
+    picture: Path | None = None
+
+
+def read_inputs(words: Sequence[str]) -> list[Input]:
+    """The texts and pictures that arguments mean.
+
+    A folder means its pictures, a path that ends like a picture means that picture, a .txt file means its lines, "-"
+    means the lines of stdin, and everything else is a text itself.
+
+    Raises:
+        ValueError: an empty text, a folder without pictures, a file that is neither, or nothing at all.
+        FileNotFoundError: a picture or text file that is not there.
+    """
+    inputs: list[Input] = []
+    for word in words:
+        path = Path(word)
+        if word == "-":
+            inputs += _lines(sys.stdin, "stdin")
+        elif path.is_dir():
+            inputs += [Input(found.stem, picture=found) for found in pictures_below(path)]
+        elif path.suffix.lower() in SUFFIXES:
+            _require_file(path, "picture")
+            inputs.append(Input(path.stem, picture=path))
+        elif path.suffix.lower() in TEXT_SUFFIXES:
+            _require_file(path, "text file")
+            with open(path, encoding="utf-8") as stream:
+                inputs += _lines(stream, word)
+        elif path.is_file():
+            known = ", ".join(SUFFIXES + TEXT_SUFFIXES)
+            raise ValueError(f"{word} is neither a picture nor a text file by its name; expected one of {known}")
+        elif not word.strip():
+            raise ValueError("text: expected words, got an empty text")
+        else:
+            inputs.append(Input(word, text=word))
+    if not inputs:
+        raise ValueError("input: expected texts, pictures or folders, got nothing")
+    return inputs
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Every picture in a folder and its subfolders, by name; ValueError when there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise ValueError(f"{folder} holds no picture; expected files ending in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _require_file(path: Path, kind: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(2, f"no such {kind}", str(path))
+
+
+def _lines(stream: IO[str], name: str) -> list[Input]:
+    found = [Input(line.strip(), text=line.strip()) for line in stream if line.strip()]
+    if not found:
+        raise ValueError(f"{name}: expected one text a line, got no line with words")
+    return found
+
+
+def encode(
+    model: STAIRModel,
+    processor: STAIRProcessor,
+    inputs: Sequence[Input],
+    *,
+    k: int | None = None,
+    batch: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+) -> SparseRows:  # [N, K]
+    """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says.
+
+    `advance` is told the number of inputs after every batch.
+    """
+    import torch
+
+    from stair_kernels import SparseRows
+
+    parts: list[SparseRows] = []
+    with torch.inference_mode():
+        for group in _batches(inputs, batch):
+            if group[0].picture is None:
+                parts.append(model.encode_text(**processor(text=[str(entry.text) for entry in group]), k=k))
+            else:
+                pictures = [read_picture(entry.picture) for entry in group if entry.picture is not None]
+                parts.append(model.encode_image(**processor(images=pictures), k=k))
+            advance(len(group))
+    return SparseRows.cat(parts)
+
+
+def _batches(inputs: Sequence[Input], batch: int) -> Iterator[Sequence[Input]]:
+    """Neighbours of one kind, at most `batch` of them."""
+    start = 0
+    for end in range(1, len(inputs) + 1):
+        full = end - start == batch
+        if end == len(inputs) or full or (inputs[end].picture is None) != (inputs[start].picture is None):
+            yield inputs[start:end]
+            start = end
+
+
+def terms(rows: SparseRows, row: int, vocabulary: Sequence[str]) -> dict[str, float]:
+    """term -> weight of one row, heaviest first."""
+    pairs = zip(rows.indices[row].tolist(), rows.values[row].tolist())
+    return {vocabulary[v]: round(weight, 4) for v, weight in pairs if v >= 0}
+
+
+def records(rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One {"name", "terms"} an input, as `stair encode` writes them."""
+    for row, entry in enumerate(inputs):
+        yield {"name": str(entry.picture or entry.name), "terms": terms(rows, row, vocabulary)}
+
+
+def write_rows(path: Path, rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> None:
+    """Writes .jsonl (a record a line) or .npz (what `scipy.sparse.load_npz` reads, plus `names`).
+
+    Raises ValueError for any other ending.
+    """
+    if path.suffix == ".jsonl":
+        with replacing(path) as stream:
+            write_jsonl(stream, records(rows, inputs, vocabulary))
+        return
+    if path.suffix != ".npz":
+        raise ValueError(f"--out {path}: expected a name ending in .npz or .jsonl")
+    csr = rows.to_csr()
+    arrays = {
+        "format": np.array(b"csr"),
+        "shape": np.array(rows.shape),
+        "indptr": csr.crow_indices().numpy(),
+        "indices": csr.col_indices().numpy(),
+        "data": csr.values().numpy(),
+        "names": np.array([str(entry.picture or entry.name) for entry in inputs]),
+    }
+    with replacing(path, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def write_jsonl(stream: IO[str], lines: Iterable[dict[str, Any]]) -> None:
+    for line in lines:
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")

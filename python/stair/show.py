@@ -1,0 +1,136 @@
+"""What the commands print: rich tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from stair.console import out
+
+if TYPE_CHECKING:
+    from stair.explain import Explanation, Term
+    from stair.info import Info
+    from stair.search import Hit
+
+BLOCKS = " ▏▎▍▌▋▊▉█"
+SHADES = " ░▒▓█"
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """An empty table in the one style that all commands share."""
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def bar(share: float, width: int = 12) -> Text:
+    """A horizontal bar, full at 1."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return Text(("█" * full + (BLOCKS[rest] if rest else "")).ljust(width), style="cyan")
+
+
+def hits(query: str, terms: dict[str, float], found: Sequence[Hit], shown: int = 4) -> None:
+    """One search: what the query was read as, and each hit with the terms that matched."""
+    read_as = ", ".join(escape(term) for term in list(terms)[:8]) or "no active term"
+    out.print(f"[bold]{escape(query)}[/] [dim]read as {read_as}[/]")
+    if not found:
+        out.print("  nothing in the index shares a term with it")
+        return
+    made = table("", "score", "found", "matching terms (share of the score)", right=("", "score"))
+    for hit in found:
+        matched = ", ".join(f"{escape(match.term)} {match.share:.0%}" for match in hit.matches[:shown])
+        rest = len(hit.matches) - shown
+        matched += f" [dim]+{rest} more[/]" if rest > 0 else ""
+        where = hit.item.get("picture") or ""
+        name = escape(hit.name) + (f"\n[dim]{escape(str(where))}[/]" if where else "")
+        made.add_row(str(hit.rank), f"{hit.score:.3f}", name, matched)
+    out.print(made)
+
+
+def explanation(result: Explanation, shown: int = 12) -> None:
+    """The terms of each side, then what they share and where in the picture it was seen."""
+    if result.text is not None:
+        _terms(f'Text "{escape(result.text)}"', "won by the word", result.text_terms, shown)
+    if result.image is not None:
+        _terms(f"Picture {escape(result.image)}", "seen at (row, column)", result.image_terms, shown)
+    if result.score is None:
+        return
+    if not result.shared:
+        out.print("Score 0: the text and the picture share no term.")
+        return
+    made = table(
+        "term", "text", "picture", "share", "", "word", "seen at (row, column)", right=("text", "picture", "share")
+    )
+    made.title = f"Score {result.score:.3f} from {len(result.shared)} shared terms"
+    for term in result.shared[:shown]:
+        weights = f"{term.text_weight:.3f}", f"{term.image_weight:.3f}", f"{term.share:.0%}"
+        made.add_row(escape(term.term), *weights, bar(term.share), escape(term.text_where), term.image_where)
+    out.print(made)
+    _more(len(result.shared), shown)
+    _heat_map(result)
+
+
+def _terms(title: str, where: str, terms: Sequence[Term], shown: int) -> None:
+    made = table("term", "weight", "", where, title=f"{title}: {len(terms)} active terms", right=("weight",))
+    heaviest = max((term.weight for term in terms), default=1.0)
+    for term in terms[:shown]:
+        made.add_row(escape(term.term), f"{term.weight:.3f}", bar(term.weight / heaviest), escape(term.where))
+    out.print(made)
+    _more(len(terms), shown)
+
+
+def _more(count: int, shown: int) -> None:
+    if count > shown:
+        out.print(f"[dim]and {count - shown} more (--top {count} shows all)[/]\n")
+
+
+def _heat_map(result: Explanation) -> None:
+    from stair.explain import heat
+
+    cells = heat(result.shared, result.grid)
+    highest = max(max(row) for row in cells)
+    if highest <= 0:
+        return
+    out.print("Where in the picture the score was seen:")
+    for row in cells:
+        shades = [SHADES[min(len(SHADES) - 1, round(cell / highest * (len(SHADES) - 1) + 0.49))] for cell in row]
+        out.print("  " + "".join(shade * 2 for shade in shades) + "|", markup=False)
+
+
+def recall(rows: Sequence[dict[str, Any]]) -> None:
+    """Recall at 1, 5 and 10 in per cent; `rows` as stair.evaluate and the demo give them."""
+    made = table("recall of 100 queries", "n", "model", "@1", "@5", "@10", right=("n", "@1", "@5", "@10"))
+    for row in rows:
+        made.add_row(row["title"], f"{row['n']:,}", row["model"], *(f"{value:.1f}" for value in row["recall"]))
+    out.print(made)
+
+
+def info(found: Info) -> None:
+    """Versions, devices, kernels, and the command for whatever is missing."""
+    made = table("", "")
+    made.show_header = False
+    for name, version in found.versions.items():
+        made.add_row(name, version or "[dim]not installed[/]")
+    made.add_section()
+    cpu = found.cpu
+    memory = f", {cpu['memory_gib']} GiB" if cpu["memory_gib"] else ""
+    made.add_row("CPU", f"{escape(cpu['name'])}, {cpu['cores']} cores{memory}")
+    made.add_row("instruction set in use", cpu["isa"] or "[dim]unknown: the kernels do not load[/]")
+    made.add_row("GPU", "\n".join(map(escape, found.gpus)) or "[dim]none that PyTorch can use[/]")
+    out.print(made)
+    made = table("part", "for", "", "")
+    for part in found.parts:
+        made.add_row(part.name, part.purpose, "[green]there[/]" if part.there else "[yellow]missing[/]", escape(part.note))
+    out.print(made)
+    for device, names in found.operators.items():
+        out.print(f"[bold]operators on {device}:[/] {', '.join(names) or '[dim]none[/]'}")
+    for part in found.parts:
+        if not part.there:
+            out.print(f"To get {part.name}:\n  {escape(part.get)}", soft_wrap=True)
