@@ -33,10 +33,12 @@ bench: setup  ## time every operator beside eager PyTorch (writes out/bench); AR
 	@$(BIN)/python bench/run.py $(ARGS)
 
 lint: setup  ## ruff, ruff format, clang-format, mypy: report only
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/clang-format --dry-run -Werror $(SOURCES)
-	@$(BIN)/mypy
+	@status=0; \
+	$(BIN)/ruff check --output-format concise . || status=1; \
+	$(BIN)/ruff format --check --output-format concise . || status=1; \
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES) || status=1; \
+	$(BIN)/mypy || status=1; \
+	exit $$status
 
 format: setup  ## rewrite the sources as lint wants them
 	@$(BIN)/ruff check --fix .
