@@ -25,14 +25,15 @@ STABLE_TORCH_LIBRARY(stair, m) {
   // -> values [B, k] float32, indices [B, k] int32
   m.def("topk(Tensor dense, int k) -> (Tensor, Tensor)");
   // -> score [Q, N] float32
-  m.def(
-      "sparse_dot(Tensor a_values, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) -> Tensor");
+  m.def("sparse_dot(Tensor a_values, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) -> Tensor");
   // -> grad_a_values [Q, K] float32: grad_a[q, j] = sum_n grad_score[q, n] * b[n, a_indices[q, j]]
   m.def(
       "sparse_dot_backward(Tensor grad_score, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) "
       "-> Tensor");
   // -> flops [] float32, column means [V] float32
   m.def("flops(Tensor values, Tensor indices, int vocab_size) -> (Tensor, Tensor)");
+  // a b^T [M, N] float32 of a [M, K], b [N, K]: the same bits for any number of threads
+  m.def("matmul_nt(Tensor a, Tensor b) -> Tensor");
   // The instruction set that the CPU kernels run on: amx, avx512, avx2 or generic.
   m.def("cpu_isa() -> str");
 }

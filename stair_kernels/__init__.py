@@ -20,7 +20,9 @@ _HERE = Path(__file__).parent
 def _load(name: str) -> None:
     path = _HERE / f"{name}.so"
     if not path.exists():
-        raise ImportError(f"stair_kernels: {path.name} is not built; run `make setup` or `pip install -e .` in the checkout")
+        raise ImportError(
+            f"stair_kernels: {path.name} is not built; run `make setup` or `pip install -e .` in the checkout"
+        )
     torch.ops.load_library(path)
 
 

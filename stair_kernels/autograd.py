@@ -100,6 +100,11 @@ def _(values: Tensor, indices: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]
     return values.new_empty(()), values.new_empty((vocab_size,))
 
 
+@torch.library.register_fake("stair::matmul_nt")
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.float32)
+
+
 def _save_vocab_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, _, cu_seqlens, _, _, ctx.activation = inputs
     ctx.save_for_backward(*output, hidden, weight, cu_seqlens)

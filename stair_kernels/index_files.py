@@ -65,8 +65,8 @@ def write(path: str | os.PathLike[str], counts: Counts, arrays: Mapping[str, np.
     Raises ValueError when something else is at `path`, OSError when it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    _refuse_foreign(target)
     try:
+        _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep_abandoned(target)
         staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.saving")

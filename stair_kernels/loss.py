@@ -85,7 +85,7 @@ def _stair_loss(
         active = torch.zeros(2, device=device)
         for v0 in range(0, V, chunk):
             rows = [_pool(head, v0, chunk)[0] for head in (text, image)]
-            score.addmm_(rows[0], rows[1].T)
+            score += torch.ops.stair.matmul_nt(rows[0], rows[1])
             for tower, row in enumerate(rows):
                 means[tower, v0 : v0 + chunk] = row.mean(dim=0)
                 squares[tower] += row.square().sum(dim=1)
@@ -97,7 +97,17 @@ def _stair_loss(
         rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf).amax(dim=1)
         accuracy = (logit.diagonal() > rivals).float().mean()
         flops = means.square().sum(dim=1)
-    return contrastive, flops[0].clone(), flops[1].clone(), active[0].clone(), active[1].clone(), accuracy, score, means, norms
+    return (
+        contrastive,
+        flops[0].clone(),
+        flops[1].clone(),
+        active[0].clone(),
+        active[1].clone(),
+        accuracy,
+        score,
+        means,
+        norms,
+    )
 
 
 @_stair_loss.register_fake
@@ -139,14 +149,17 @@ def _stair_loss_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients, float32: hidden, weight, bias of the text; of the image; scale."""
-    heads = VocabHead(text_hidden, text_weight, text_bias, text_mask), VocabHead(image_hidden, image_weight, image_bias, image_mask)
+    heads = (
+        VocabHead(text_hidden, text_weight, text_bias, text_mask),
+        VocabHead(image_hidden, image_weight, image_bias, image_mask),
+    )
     B, V = len(text_hidden), len(text_weight)
     with torch.autocast(text_hidden.device.type, enabled=False):
         logit = scale * score
         grad_logit = logit.softmax(dim=1) + logit.softmax(dim=0)
         grad_logit.diagonal().sub_(2)
         grad_logit *= grad_contrastive / (2 * max(B, 1))
-        grad_scale = (grad_logit * score).sum()
+        grad_scale = (grad_logit * score).sum(dim=1).sum()  # in two steps: a full sum is split among the threads
         grad_score = scale * grad_logit
         # through score = raw / (n_t n_i): d raw, and d n pushed on to the row: -row * sum(d score * score) / n^2
         pull = [-(grad_score * score).sum(dim=1 - tower) / norms[tower] ** 2 if normalize else None for tower in (0, 1)]
@@ -156,7 +169,7 @@ def _stair_loss_backward(
             columns = slice(v0, v0 + chunk)
             pooled = [_pool(head, v0, chunk) for head in heads]
             for tower, (head, (row, positions)) in enumerate(zip(heads, pooled)):
-                grad_row = (grad_raw if tower == 0 else grad_raw.T) @ pooled[1 - tower][0]
+                grad_row = torch.ops.stair.matmul_nt(grad_raw if tower == 0 else grad_raw.T, pooled[1 - tower][0].T)
                 grad_row += 2 * grad_flops[tower] / max(B, 1) * means[tower, columns]
                 if normalize:
                     grad_row.addcmul_(pull[tower][:, None], row)

@@ -90,7 +90,9 @@ def pack_vocab(weight: Tensor, bias: Tensor | None = None) -> PackedVocab:
         ValueError: on a wrong shape or dtype.
     """
     _check_weight(weight, bias)
-    return PackedVocab(torch.ops.stair.pack_vocab(weight.detach()), None if bias is None else bias.detach(), weight.shape[0])
+    return PackedVocab(
+        torch.ops.stair.pack_vocab(weight.detach()), None if bias is None else bias.detach(), weight.shape[0]
+    )
 
 
 def topk(dense: Tensor, k: int) -> SparseRows:
@@ -143,7 +145,9 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 def _check_device(name: str, tensor: Tensor) -> None:
     if tensor.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{name}: expected a CPU tensor (this build has no {tensor.device.type} kernels), got one on {tensor.device}")
+        raise ValueError(
+            f"{name}: expected a CPU tensor (this build has no {tensor.device.type} kernels), got one on {tensor.device}"
+        )
 
 
 def _check_weight(weight: Tensor, bias: Tensor | None) -> None:
@@ -164,7 +168,9 @@ def _check_layout(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
         if hidden.dim() != 2:
             raise ValueError(f"hidden: expected packed [T, D] with cu_seqlens, got {shape}")
         if mask is not None:
-            raise ValueError("mask: expected None with cu_seqlens (leave masked tokens out of the packing), got a tensor")
+            raise ValueError(
+                "mask: expected None with cu_seqlens (leave masked tokens out of the packing), got a tensor"
+            )
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype != torch.int32:
             raise ValueError(f"cu_seqlens: expected [B + 1] int32, got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
         if _readable(cu_seqlens):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stair_kernels.rows import SparseRows
+from stair_kernels.rows import SparseRows, scatter_rows
 
 ACTIVATIONS = {
     "log_relu": lambda x: torch.log1p(torch.relu(x)),
@@ -125,8 +125,8 @@ def topk(dense: Tensor, k: int) -> SparseRows:
 def sparse_dot(a: SparseRows, b: SparseRows, *, compute_dtype: torch.dtype = torch.float32) -> Tensor:  # [Q, N]
     """score[q, n] = sum_v a[q, v] * b[n, v]; NaN where row q or row n holds a value that is not finite."""
     finite_a, finite_b = a.values.isfinite(), b.values.isfinite()
-    dense_a = _dense(a, torch.where(finite_a, a.values, 0.0).to(compute_dtype))
-    dense_b = _dense(b, torch.where(finite_b, b.values, 0.0).to(compute_dtype))
+    dense_a = scatter_rows(torch.where(finite_a, a.values, 0.0).to(compute_dtype), a.indices, a.vocab_size)
+    dense_b = scatter_rows(torch.where(finite_b, b.values, 0.0).to(compute_dtype), b.indices, b.vocab_size)
     bad = ~finite_a.all(dim=1)[:, None] | ~finite_b.all(dim=1)[None, :]
     return torch.where(bad, torch.nan, dense_a @ dense_b.T)
 
@@ -135,7 +135,7 @@ def flops(rows: SparseRows, *, compute_dtype: torch.dtype = torch.float32) -> Te
     """sum_v (mean_b value[b, v])^2 (Paria et al. 2020, eq. 4); 0 for an empty batch."""
     if len(rows) == 0:
         return rows.values.sum().to(compute_dtype)
-    return _dense(rows, rows.values.to(compute_dtype)).mean(dim=0).square().sum()
+    return scatter_rows(rows.values.to(compute_dtype), rows.indices, rows.vocab_size).mean(dim=0).square().sum()
 
 
 class VocabHead(NamedTuple):
@@ -218,8 +218,3 @@ def _lowest_position(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | N
     if mask is None or mask.shape[1] == 0:
         return torch.zeros(len(hidden), dtype=torch.int64)
     return mask.int().argmax(dim=1)
-
-
-def _dense(rows: SparseRows, values: Tensor) -> Tensor:
-    dense = values.new_zeros(rows.shape)
-    return dense.scatter_add(1, rows.indices.clamp(min=0).long(), torch.where(rows.indices >= 0, values, 0.0))

@@ -94,9 +94,7 @@ class SparseRows:
 
     def to_dense(self) -> Tensor:
         """[B, V] float32; differentiable in values."""
-        filled = self.indices >= 0
-        dense = self.values.new_zeros(self.shape)
-        return dense.scatter_add(1, self.indices.clamp(min=0).long(), torch.where(filled, self.values, 0.0))
+        return scatter_rows(self.values, self.indices, self.vocab_size)
 
     def to_csr(self) -> Tensor:
         """The rows as a torch sparse CSR tensor [B, V], columns ascending, without the empty slots."""
@@ -104,7 +102,9 @@ class SparseRows:
         indices, values = self.indices.gather(1, order), self.values.gather(1, order)
         filled = indices >= 0
         crow = torch.nn.functional.pad(filled.sum(dim=1).cumsum(0), (1, 0))
-        return torch.sparse_csr_tensor(crow, indices[filled].long(), values[filled], size=self.shape)
+        return torch.sparse_csr_tensor(
+            crow, indices[filled].long(), values[filled], size=self.shape, check_invariants=False
+        )
 
     @staticmethod
     def from_csr(csr: Any, k: int | None = None) -> SparseRows:
@@ -152,6 +152,12 @@ class SparseRows:
         return SparseRows(joined("values", 0), joined("indices", -1), positions, batches[0].vocab_size)
 
 
+def scatter_rows(values: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
+    """[B, V] in the dtype of values: each value in the column of its index, empty slots dropped."""
+    dense = values.new_zeros(values.shape[0], vocab_size + 1)  # the last column takes the empty slots
+    return dense.scatter_add(1, torch.where(indices >= 0, indices, vocab_size).long(), values)[:, :vocab_size]
+
+
 def csr_arrays(csr: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
     """(row pointers int64, columns int32, values float32, (B, V)) of a SciPy CSR matrix or a torch sparse CSR tensor."""
     import scipy.sparse
@@ -162,7 +168,9 @@ def csr_arrays(csr: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int,
     elif scipy.sparse.issparse(csr) and csr.format == "csr":
         arrays = csr.indptr, csr.indices, csr.data
     else:
-        raise ValueError(f"csr: expected a SciPy CSR matrix or a torch sparse CSR tensor [B, V], got {type(csr).__name__}")
+        raise ValueError(
+            f"csr: expected a SciPy CSR matrix or a torch sparse CSR tensor [B, V], got {type(csr).__name__}"
+        )
     crow, column, value = (np.asarray(array, dtype) for array, dtype in zip(arrays, (np.int64, np.int64, np.float32)))
     B, V = int(csr.shape[0]), int(csr.shape[1])
     if column.size and (column.min() < 0 or column.max() >= V):

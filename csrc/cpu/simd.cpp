@@ -127,12 +127,18 @@ void tile(const float* tokens, const float* panels, int64_t D, float* out) {
 
 void run_tile(int size, const float* tokens, const float* panels, int64_t D, float* out) {
   switch (size) {
-    case 12: return tile<12 <= kTokens ? 12 : 1>(tokens, panels, D, out);
-    case 8: return tile<8 <= kTokens ? 8 : 1>(tokens, panels, D, out);
-    case 6: return tile<6 <= kTokens ? 6 : 1>(tokens, panels, D, out);
-    case 4: return tile<4 <= kTokens ? 4 : 1>(tokens, panels, D, out);
-    case 2: return tile<2>(tokens, panels, D, out);
-    default: return tile<1>(tokens, panels, D, out);
+    case 12:
+      return tile<12 <= kTokens ? 12 : 1>(tokens, panels, D, out);
+    case 8:
+      return tile<8 <= kTokens ? 8 : 1>(tokens, panels, D, out);
+    case 6:
+      return tile<6 <= kTokens ? 6 : 1>(tokens, panels, D, out);
+    case 4:
+      return tile<4 <= kTokens ? 4 : 1>(tokens, panels, D, out);
+    case 2:
+      return tile<2>(tokens, panels, D, out);
+    default:
+      return tile<1>(tokens, panels, D, out);
   }
 }
 

@@ -6,10 +6,10 @@
 
 namespace stair {
 
-constexpr int kPanel = 16;                       // vocabulary columns that lie side by side in a packed panel
-constexpr int kBlockPanels = 8;                  // panels walked together: their weights stay in L2
-constexpr int kBlock = kPanel * kBlockPanels;    // 128 columns
-constexpr int kMaxTokens = 12;                   // most tokens in a tile
+constexpr int kPanel = 16;                     // vocabulary columns that lie side by side in a packed panel
+constexpr int kBlockPanels = 8;                // panels walked together: their weights stay in L2
+constexpr int kBlock = kPanel * kBlockPanels;  // 128 columns
+constexpr int kMaxTokens = 12;                 // most tokens in a tile
 
 enum class Dtype : int { kFloat, kBFloat16, kHalf };
 
@@ -30,9 +30,9 @@ struct Token {
 // One row's pooled logits for a block of columns, handed to the caller while they are in cache.
 struct PooledBlock {
   int32_t row;
-  float logit[kBlock];         // max over positions + bias; NaN wins
-  int32_t position[kBlock];    // the lowest position that reached the maximum
-  uint64_t above[kBlock / 64]; // bit c: !(logit[c] <= floor of the row)
+  float logit[kBlock];          // max over positions + bias; NaN wins
+  int32_t position[kBlock];     // the lowest position that reached the maximum
+  uint64_t above[kBlock / 64];  // bit c: !(logit[c] <= floor of the row)
 };
 
 using RowDone = void (*)(void* context, PooledBlock& block);

@@ -2,7 +2,8 @@
 
 namespace stair {
 
-TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens) {
+TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask,
+                       const std::optional<Tensor>& cu_seqlens) {
   D_ = hidden.size(hidden.dim() - 1);
   first_token_.push_back(0);
   if (cu_seqlens) {
@@ -10,8 +11,8 @@ TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, 
     const int32_t* bounds = cu_seqlens->const_data_ptr<int32_t>();
     for (int64_t b = 0; b < B; ++b) {
       int64_t begin = bounds[b * stride], end = bounds[(b + 1) * stride];
-      STAIR_CHECK(0 <= begin && begin <= end && end <= T, "cu_seqlens: expected ascending offsets in [0, ", T, "], got ",
-                  begin, ", ", end, " at row ", b);
+      STAIR_CHECK(0 <= begin && begin <= end && end <= T, "cu_seqlens: expected ascending offsets in [0, ", T,
+                  "], got ", begin, ", ", end, " at row ", b);
       add_row(b, end - begin, begin * hidden.stride(0), hidden.stride(0), nullptr, 0);
     }
   } else {
@@ -24,7 +25,8 @@ TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, 
   pack(hidden);
 }
 
-void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride, const bool* keep, int64_t keep_stride) {
+void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride, const bool* keep,
+                         int64_t keep_stride) {
   bool first = true;
   for (int64_t l = 0; l < L; ++l) {
     if (keep && !keep[l * keep_stride]) continue;

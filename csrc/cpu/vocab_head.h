@@ -1,5 +1,5 @@
-// What vocab_topk and vocab_pool share: the batch as tiles of tokens, the weight as blocks of columns, and the walk over
-// the vocabulary that hands every row's pooled logits to a sink while they are in cache.
+// What vocab_topk and vocab_pool share: the batch as tiles of tokens, the weight as blocks of columns, and the walk
+// over the vocabulary that hands every row's pooled logits to a sink while they are in cache.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -40,10 +40,14 @@ inline float activate(float x, Activation activation) {
 // d activation / d x, from the activation's value y (of an entry: x above the floor).
 inline float slope(float y, Activation activation) {
   switch (activation) {
-    case Activation::kRelu: return 1;
-    case Activation::kLogRelu: return std::exp(-y);                   // 1 / (1 + x)
-    case Activation::kLogLogRelu: return std::exp(-y - std::expm1(y));  // 1 / ((1 + log1p(x)) (1 + x))
-    default: return y > 1 ? 1 : y;                                    // elu1p: 1 or exp(x)
+    case Activation::kRelu:
+      return 1;
+    case Activation::kLogRelu:
+      return std::exp(-y);  // 1 / (1 + x)
+    case Activation::kLogLogRelu:
+      return std::exp(-y - std::expm1(y));  // 1 / ((1 + log1p(x)) (1 + x))
+    default:
+      return y > 1 ? 1 : y;  // elu1p: 1 or exp(x)
   }
 }
 
@@ -104,7 +108,8 @@ class VocabBlocks {
 // Splits `blocks` among at most get_num_threads() chunks of neighbouring blocks.
 struct Split {
   explicit Split(int64_t blocks)
-      : blocks_(blocks), chunks(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(blocks, 1))) {}
+      : blocks_(blocks),
+        chunks(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(blocks, 1))) {}
   int64_t begin(int64_t chunk) const { return blocks_ * chunk / chunks; }
 
  private:
@@ -149,7 +154,8 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
 class TokenIndex {
  public:
   TokenIndex(const Tensor& hidden, const std::optional<Tensor>& cu_seqlens)
-      : L_(hidden.dim() == 3 ? hidden.size(1) : 0), bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr) {}
+      : L_(hidden.dim() == 3 ? hidden.size(1) : 0),
+        bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr) {}
   int64_t operator()(int64_t row, int32_t position) const { return (bounds_ ? bounds_[row] : row * L_) + position; }
 
  private:

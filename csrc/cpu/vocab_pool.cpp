@@ -47,9 +47,10 @@ std::tuple<Tensor, Tensor> vocab_pool(const Tensor& hidden, const Tensor& weight
   return {out, positions};
 }
 
-std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, const Tensor& out, const Tensor& positions,
-                                                       const Tensor& hidden_, const Tensor& weight_,
-                                                       std::optional<Tensor> cu_seqlens, std::string activation_name) {
+std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, const Tensor& out,
+                                                       const Tensor& positions, const Tensor& hidden_,
+                                                       const Tensor& weight_, std::optional<Tensor> cu_seqlens,
+                                                       std::string activation_name) {
   Activation activation = parse_activation(activation_name);
   Tensor hidden = torch::stable::contiguous(hidden_), weight = torch::stable::contiguous(weight_);
   Tensor grads = as_float(grad_out), outs = as_float(out), position_rows = torch::stable::contiguous(positions);
@@ -77,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, c
       for (int64_t row = begin; row < end; ++row)
         for (int64_t v = v0; v < std::min(v0 + kBlock, V); ++v)
           if (float g = grad_logit[row * V + v]; g != 0)
-            kernels.axpy(to + token(row, position[row * V + v]) * D, g, element_ptr(weight, v * D), dtype_of(weight), D);
+            kernels.axpy(to + token(row, position[row * V + v]) * D, g, element_ptr(weight, v * D), dtype_of(weight),
+                         D);
   });
 
   Tensor grad_weight = torch::stable::new_zeros(weight, {V, D}, ScalarType::Float);
@@ -89,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, c
       for (int64_t row = 0; row < B; ++row)
         for (int64_t v = block * kBlock; v < std::min((block + 1) * kBlock, V); ++v)
           if (float g = grad_logit[row * V + v]; g != 0) {
-            kernels.axpy(to + v * D, g, element_ptr(hidden, token(row, position[row * V + v]) * D), dtype_of(hidden), D);
+            kernels.axpy(to + v * D, g, element_ptr(hidden, token(row, position[row * V + v]) * D), dtype_of(hidden),
+                         D);
             to_bias[v] += g;
           }
   });

@@ -22,8 +22,12 @@ bool better(const Candidate& a, const Candidate& b) {
 // The running k best of every row over one chunk of the vocabulary.
 struct TopkSink {
   TopkSink(int64_t B, int64_t k, int64_t most, Activation activation)
-      : k(k), capacity(std::min(k + std::max<int64_t>(k, 2 * kBlock), most)), floors(B, floor_of(activation)),
-        counts(B, 0), poisoned(B, 0), pool(new Candidate[B * capacity]) {}
+      : k(k),
+        capacity(std::min(k + std::max<int64_t>(k, 2 * kBlock), most)),
+        floors(B, floor_of(activation)),
+        counts(B, 0),
+        poisoned(B, 0),
+        pool(new Candidate[B * capacity]) {}
 
   void row_done(int64_t block, int columns, PooledBlock& pooled) {
     int64_t row = pooled.row;
@@ -95,7 +99,8 @@ void write_poisoned(int64_t k, int64_t V, int32_t position, RowOut out) {
 
 std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor& weight, std::optional<Tensor> bias,
                                               std::optional<Tensor> mask, std::optional<Tensor> cu_seqlens,
-                                              std::optional<int64_t> packed_vocab, int64_t k, std::string activation_name) {
+                                              std::optional<int64_t> packed_vocab, int64_t k,
+                                              std::string activation_name) {
   Activation activation = parse_activation(activation_name);
   TokenTiles batch(hidden, mask, cu_seqlens);
   VocabBlocks vocab(weight, bias, packed_vocab);
@@ -111,7 +116,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
   Tensor values = new_tensor(hidden, {B, k}, ScalarType::Float);
   Tensor indices = new_tensor(hidden, {B, k}, ScalarType::Int);
   Tensor positions = new_tensor(hidden, {B, k}, ScalarType::Int);
-  RowOut out{values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int32_t>(), positions.mutable_data_ptr<int32_t>()};
+  RowOut out{values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int32_t>(),
+             positions.mutable_data_ptr<int32_t>()};
   torch::stable::parallel_for(0, B, 8, [&](int64_t begin, int64_t end) {
     std::vector<Candidate> all;
     for (int64_t row = begin; row < end; ++row) {
@@ -180,7 +186,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values
     for (int64_t v = begin; v < end; ++v)
       for (int64_t i = groups.start[v]; i < groups.start[v + 1]; ++i) {
         int64_t e = groups.entry[i];
-        kernels.axpy(out + v * D, grad_logit[e], element_ptr(hidden, token(e / K, position[e]) * D), dtype_of(hidden), D);
+        kernels.axpy(out + v * D, grad_logit[e], element_ptr(hidden, token(e / K, position[e]) * D), dtype_of(hidden),
+                     D);
         out_bias[v] += grad_logit[e];
       }
   });

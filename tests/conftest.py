@@ -1,0 +1,58 @@
+"""The table op -> implementations. Every operator test runs over its rows; a new ISA, Triton or SIMT build is one more row."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import stair_kernels as sk
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run the operators."""
+
+    name: str
+    operators: Any  # has vocab_topk, vocab_pool, topk, sparse_dot, flops, stair_loss
+    device: str = "cpu"
+
+
+# The CPU kernels run on one instruction set a process (STAIR_CPU_ISA); test_isa.py runs these tests under every other one.
+IMPLEMENTATIONS = [Implementation(f"cpu-{sk.cpu_isa()}", sk)]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda implementation: implementation.name)
+def impl(request: pytest.FixtureRequest) -> Implementation:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """threads(n) sets the number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs() -> Iterator[None]:
+    """Every uninitialised tensor starts as NaN (integers: the largest), so that a kernel that forgets to write is seen."""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+    torch.use_deterministic_algorithms(before[1])

@@ -1,0 +1,91 @@
+"""topk of a dense matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Implementation
+from heads import DTYPES, same_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stair_kernels as sk
+from stair_kernels import reference
+
+
+def dense_case(kind: str, B: int, V: int, dtype: torch.dtype) -> torch.Tensor:
+    dense = torch.randn(B, V).abs()
+    if kind == "sparse":
+        dense *= torch.rand(B, V) > 0.95
+    if kind == "ties":
+        dense = torch.randint(-2, 3, (B, V)).float()
+    if kind == "negative":
+        dense = -dense
+    if kind == "special":
+        dense[torch.rand(B, V) > 0.9] = torch.inf
+        dense[torch.rand(B, V) > 0.9] = -torch.inf
+        dense[torch.rand(B, V) > 0.9] = 1e-42  # denormal: still an entry
+    return dense.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "sparse", "ties", "negative", "special"])
+@pytest.mark.parametrize(
+    ("B", "V", "k"), [(7, 1000, 64), (1, 30522, 1), (3, 65, 64), (2, 10, 30), (0, 10, 3), (3, 0, 3)]
+)
+def test_equals_the_reference(impl: Implementation, B: int, V: int, k: int, kind: str, dtype: torch.dtype) -> None:
+    dense = dense_case(kind, B, V, dtype)
+    same_rows(impl.operators.topk(dense, k), reference.topk(dense, k))
+
+
+def test_nan_poisons_its_own_row_only(impl: Implementation) -> None:
+    dense = dense_case("dense", 4, 100, torch.float32)
+    dense[2, 99] = torch.nan
+    got = impl.operators.topk(dense, 5)
+    same_rows(got, reference.topk(dense, 5))
+    assert got.values[2].isnan().all()
+    assert got.values[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_lands_on_the_entries(impl: Implementation, dtype: torch.dtype) -> None:
+    dense = dense_case("sparse", 6, 200, dtype).requires_grad_()
+    rows = impl.operators.topk(dense, 12)
+    upstream = torch.randn(rows.values.shape)
+    (rows.values * upstream).sum().backward()
+    want = torch.zeros(6, 200)
+    for b in range(6):
+        for j in range(12):
+            if rows.indices[b, j] >= 0:
+                want[b, rows.indices[b, j]] = upstream[b, j]
+    assert dense.grad.dtype == dtype
+    assert torch.equal(dense.grad, want.to(dtype))
+
+
+def test_opcheck_and_compile() -> None:
+    dense = dense_case("dense", 3, 50, torch.float32).requires_grad_()
+    torch.library.opcheck(torch.ops.stair.topk.default, (dense, 4))
+    rows = torch.compile(sk.topk, fullgraph=True, backend="aot_eager")(dense, 4)
+    same_rows(rows.detach(), sk.topk(dense, 4).detach())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 400), st.integers(1, 410), st.integers(0, 2**16))
+def test_any_shape_equals_the_reference(B: int, V: int, k: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    dense = dense_case("ties" if seed % 2 else "special", B, V, torch.float32)
+    same_rows(sk.topk(dense, k), reference.topk(dense, k))
+
+
+@pytest.mark.parametrize(
+    ("dense", "k", "message"),
+    [
+        (torch.ones(3), 1, r"dense: expected \[B, V\] in float32, bfloat16, float16, got \[3\] torch.float32"),
+        (torch.ones(3, 3).int(), 1, r"dense: expected .*, got \[3, 3\] torch.int32"),
+        (torch.ones(3, 3), 0, r"k: expected an integer >= 1, got 0"),
+    ],
+    ids=["shape", "dtype", "k"],
+)
+def test_bad_input_names_the_argument(dense: torch.Tensor, k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sk.topk(dense, k)
