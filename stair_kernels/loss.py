@@ -1,7 +1,7 @@
 """stair_loss: the exact STAIR objective, streamed over chunks of the vocabulary; [B, V] never exists.
 
 Forward, for each chunk: Y_t, Y_i = vocab_pool(chunk); S += Y_t Y_i^T; column means for FLOPS; squared norms.
-Backward computes the chunk again: dY_t = dS Y_i + the norm's and the FLOPS' terms, pushed through vocab_pool's backward.
+Backward computes the chunk again: dY_t = dS Y_i + the terms of the norm and of FLOPS, through vocab_pool's backward.
 Storage O(B^2 + V + B * chunk) beside the gradients themselves.
 """
 
@@ -32,9 +32,9 @@ def stair_loss(
 ) -> StairLoss:
     """loss = (CE(rows) + CE(columns)) / 2 of logit_scale * <text row, image row>, + sum over towers weight * FLOPS.
 
-    The rows are act = log(1 + relu(max over l)) over the whole vocabulary, untruncated; with `normalize` they are divided
-    by max(L2 norm, 1e-12) for the product, not for FLOPS (STAIR, arXiv 2301.13081, section 3). The reference of the same
-    name states every part. `contrastive`, `text_flops` and `image_flops` of the result are differentiable too.
+    The rows are act = log(1 + relu(max over l)) over the whole vocabulary, untruncated; with `normalize` they are
+    divided by max(L2 norm, 1e-12) for the product, not for FLOPS (STAIR, arXiv 2301.13081, section 3). The reference of
+    the same name states every part. `contrastive`, `text_flops` and `image_flops` of the result are differentiable too.
 
     Args:
         logit_scale: multiplies the scores (not its logarithm); a float or a differentiable scalar tensor.
@@ -162,7 +162,7 @@ def _stair_loss_backward(
         grad_scale = (grad_logit * score).sum(dim=1).sum()  # in two steps: a full sum is split among the threads
         grad_score = scale * grad_logit
         # through score = raw / (n_t n_i): d raw, and d n pushed on to the row: -row * sum(d score * score) / n^2
-        pull = [-(grad_score * score).sum(dim=1 - tower) / norms[tower] ** 2 if normalize else None for tower in (0, 1)]
+        pull = torch.stack([-(grad_score * score).sum(dim=1), -(grad_score * score).sum(dim=0)]) / norms.square()
         grad_raw = grad_score / (norms[0][:, None] * norms[1])
         grads = [_zero_grads(head) for head in heads]
         for v0 in range(0, V, chunk):
@@ -172,7 +172,7 @@ def _stair_loss_backward(
                 grad_row = torch.ops.stair.matmul_nt(grad_raw if tower == 0 else grad_raw.T, pooled[1 - tower][0].T)
                 grad_row += 2 * grad_flops[tower] / max(B, 1) * means[tower, columns]
                 if normalize:
-                    grad_row.addcmul_(pull[tower][:, None], row)
+                    grad_row += pull[tower][:, None] * row
                 hidden, weight, bias = torch.ops.stair.vocab_pool_backward(
                     grad_row, row, positions, head.hidden, head.weight[columns], None, ACTIVATION
                 )

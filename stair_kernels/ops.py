@@ -1,8 +1,8 @@
 """The public operators: checks, then one torch.ops.stair call each; fakes and autograd registrations.
 
 Meaning, ties, empty rows and NaN: `stair_kernels/reference.py`. Schemas: `csrc/ops.cpp`. Every operator works under
-autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in float32
-and gives the same bits whatever the number of threads and whatever else is in the batch.
+autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in
+float32 and gives the same bits whatever the number of threads and whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class PackedVocab:
-    """A vocabulary head laid out once for serving (see pack_vocab); accepted wherever `weight` is, for inference only."""
+    """A vocabulary head laid out once for serving (see pack_vocab); accepted wherever `weight` is; inference only."""
 
     panels: Tensor  # [8 * ceil(V / 128), D, 16], the dtype of the weight
     bias: Tensor | None  # [V]
@@ -73,9 +73,9 @@ def vocab_pool(
     activation: str = "log_relu",
     cu_seqlens: Tensor | None = None,  # [B + 1] int32
 ) -> Tensor:  # [B, V] float32
-    """out[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions; [B, L, V] is not made.
+    """out[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions.
 
-    A row with no unmasked position is 0; a NaN logit makes its entry NaN. Arguments and errors: as vocab_topk.
+    [B, L, V] is not made. A row with no unmasked position is 0; a NaN logit makes its entry NaN. Arguments and errors: as vocab_topk.
     """
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
     return torch.ops.stair.vocab_pool(*args, activation)[0]

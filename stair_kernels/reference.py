@@ -1,8 +1,7 @@
 """Every operator in plain PyTorch, under its public name: the specification.
 
 Obvious, not fast. It decides ties, empty rows, masked rows and NaN; the kernels, the tests and the documentation speak
-of it. All arithmetic is done in the dtype of the inputs after `.to(compute_dtype)`: float32 as the kernels accumulate, or
-float64 when a test wants the truth.
+of it. Inputs are cast to `compute_dtype` first: float32 as the kernels accumulate, float64 when a test wants the truth.
 """
 
 from __future__ import annotations
@@ -92,9 +91,9 @@ def vocab_topk(
 ) -> SparseRows:
     """The k largest of vocab_pool's row, chosen by raw logit (ties by lower index), then by descending value.
 
-    The activation is monotone but rounds: two raw logits may share a value. The choice is by the raw logit; the order of
-    the survivors is by value, ties by lower index. In the relu family a raw logit <= 0 is no entry, in elu1p one of -inf.
-    A row with a NaN logit has value NaN in its first min(k, V) slots, indices 0, 1, 2, ..., positions the row's lowest.
+    The activation is monotone but rounds: two raw logits may share a value. The choice is by the raw logit; the order
+    of the survivors is by value, ties by lower index. In the relu family a raw logit <= 0 is no entry, in elu1p -inf is
+    none. A row with a NaN logit has value NaN in its first min(k, V) slots, indices 0, 1, 2, ..., positions the row's lowest.
     """
     raw, positions = pooled_logits(hidden, weight, bias, mask, cu_seqlens, compute_dtype)
     floor = 0.0 if activation in RELU_FAMILY else -torch.inf
@@ -171,7 +170,7 @@ def stair_loss(
 ) -> StairLoss:
     """Symmetric InfoNCE over logit_scale * <text row, image row>, plus a FLOPS penalty a tower (STAIR, section 3).
 
-    With `normalize`, rows are divided by max(their L2 norm, 1e-12) before the product; FLOPS is of the rows as they are.
+    With `normalize`, rows are divided by max(their L2 norm, 1e-12) for the product; FLOPS is of the rows as they are.
     """
     rows = [vocab_pool(*head, compute_dtype=compute_dtype) for head in (text, image)]
     left, right = (F.normalize(row, dim=1) if normalize else row for row in rows)
@@ -184,11 +183,11 @@ def stair_loss(
     rivals = logit.detach().masked_fill(torch.eye(len(logit), dtype=torch.bool), -torch.inf).amax(dim=1)
     accuracy = (logit.detach().diagonal() > rivals).to(compute_dtype).mean()
     loss = contrastive + text_flops * penalties[0] + image_flops * penalties[1]
-    return StairLoss(loss, contrastive, *penalties, *active, accuracy)
+    return StairLoss(loss, contrastive, penalties[0], penalties[1], active[0], active[1], accuracy)
 
 
 def _select(raw: Tensor, chosen: Tensor, poisoned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[B, k] raw values and int32 indices of each row's k largest chosen entries; a poisoned row is NaN at 0, 1, 2, ..."""
+    """[B, k] raw values and int32 indices of each row's k largest chosen entries; a poisoned row: NaN at 0, 1, 2, ..."""
     B, V = raw.shape
     values = raw.new_zeros(B, k)
     indices = torch.full((B, k), -1, dtype=torch.int32)

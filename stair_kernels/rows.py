@@ -159,7 +159,7 @@ def scatter_rows(values: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
 
 
 def csr_arrays(csr: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    """(row pointers int64, columns int32, values float32, (B, V)) of a SciPy CSR matrix or a torch sparse CSR tensor."""
+    """(row pointers int64, columns int32, values float32, (B, V)) of a SciPy CSR matrix or torch sparse CSR tensor."""
     import scipy.sparse
 
     if isinstance(csr, Tensor) and csr.layout == torch.sparse_csr and csr.dim() == 2:
@@ -189,6 +189,6 @@ def _readable(tensor: Tensor) -> bool:
 torch.utils._pytree.register_pytree_node(
     SparseRows,
     lambda rows: ([rows.values, rows.indices, rows.positions], rows.vocab_size),
-    lambda tensors, vocab_size: SparseRows(*tensors, vocab_size),
+    lambda tensors, vocab_size: SparseRows(tensors[0], tensors[1], tensors[2], vocab_size),
     serialized_type_name="stair_kernels.SparseRows",
 )

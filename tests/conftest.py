@@ -1,4 +1,4 @@
-"""The table op -> implementations. Every operator test runs over its rows; a new ISA, Triton or SIMT build is one more row."""
+"""The table op -> implementations: every operator test runs over its rows; a Triton or SIMT build is one more row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Implementation:
     device: str = "cpu"
 
 
-# The CPU kernels run on one instruction set a process (STAIR_CPU_ISA); test_isa.py runs these tests under every other one.
+# The CPU kernels run on one instruction set a process (STAIR_CPU_ISA); test_isa.py runs the tests under every other.
 IMPLEMENTATIONS = [Implementation(f"cpu-{sk.cpu_isa()}", sk)]
 
 
@@ -49,7 +49,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
-    """Every uninitialised tensor starts as NaN (integers: the largest), so that a kernel that forgets to write is seen."""
+    """Every uninitialised tensor starts as NaN (integers: the largest): a kernel that forgets to write is seen."""
     before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)

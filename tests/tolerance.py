@@ -1,7 +1,7 @@
 """The one rule for closeness: our error against float64 is at most FACTOR times that of PyTorch in the same dtype.
 
-PyTorch's own error is measured on the same inputs. A floor covers cases where PyTorch happens to be exact: the rounding of
-one float32 operation at the size of the largest true value.
+PyTorch's own error is measured on the same inputs. A floor covers cases where PyTorch happens to be exact: the rounding
+of a few operations at the size of the largest true value.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def assert_close(
 ) -> None:
     """`got` is as close to the float64 `truth` as `pytorch`, the same arithmetic in plain PyTorch in the same dtype.
 
-    `pytorch` may be a pair (result, its own float64 truth) where the two computed different elements. `addend` is the size
-    of the largest addend where the truth is what is left of a cancelling sum.
+    `pytorch` may be a pair (result, its own float64 truth) where the two computed different elements. `addend` is the
+    size of the largest addend where the truth is what is left of a cancelling sum.
     """
     result, result_truth = pytorch if isinstance(pytorch, tuple) else (pytorch, truth)
     allowed = FACTOR * max_error(result, result_truth)
