@@ -1,7 +1,7 @@
 """Sparse kernels for STAIR (Sparse Text And Image Representation).
 
-Fused vocabulary projection, max-pool, log-ReLU and top-k, sparse dot products, their gradients, the exact training loss,
-and an exact sparse search index.
+Fused vocabulary projection, max-pool, log-ReLU and top-k, sparse dot products, their gradients, the exact training
+loss, and an exact sparse search index.
 
     import stair_kernels as sk
     rows = sk.vocab_topk(hidden, weight, bias, mask, k=64)     # SparseRows; neither [B, L, V] nor [B, V] is written

@@ -75,7 +75,8 @@ def vocab_pool(
 ) -> Tensor:  # [B, V] float32
     """out[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions.
 
-    [B, L, V] is not made. A row with no unmasked position is 0; a NaN logit makes its entry NaN. Arguments and errors: as vocab_topk.
+    [B, L, V] is not made. A row with no unmasked position is 0; a NaN logit makes its entry NaN. Arguments and errors
+    are those of vocab_topk.
     """
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
     return torch.ops.stair.vocab_pool(*args, activation)[0]
@@ -145,8 +146,9 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 def _check_device(name: str, tensor: Tensor) -> None:
     if tensor.device.type not in ("cpu", "meta"):
+        kind = tensor.device.type
         raise ValueError(
-            f"{name}: expected a CPU tensor (this build has no {tensor.device.type} kernels), got one on {tensor.device}"
+            f"{name}: expected a CPU tensor (this build has no {kind} kernels), got one on {tensor.device}"
         )
 
 

@@ -93,7 +93,8 @@ def vocab_topk(
 
     The activation is monotone but rounds: two raw logits may share a value. The choice is by the raw logit; the order
     of the survivors is by value, ties by lower index. In the relu family a raw logit <= 0 is no entry, in elu1p -inf is
-    none. A row with a NaN logit has value NaN in its first min(k, V) slots, indices 0, 1, 2, ..., positions the row's lowest.
+    none. A row with a NaN logit has value NaN in its first min(k, V) slots, indices 0, 1, 2, ..., and the row's lowest
+    position.
     """
     raw, positions = pooled_logits(hidden, weight, bias, mask, cu_seqlens, compute_dtype)
     floor = 0.0 if activation in RELU_FAMILY else -torch.inf
@@ -187,7 +188,7 @@ def stair_loss(
 
 
 def _select(raw: Tensor, chosen: Tensor, poisoned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[B, k] raw values and int32 indices of each row's k largest chosen entries; a poisoned row: NaN at 0, 1, 2, ..."""
+    """[B, k] raw values and int32 indices of each row's k largest chosen entries; a poisoned row is NaN at 0, 1, ..."""
     B, V = raw.shape
     values = raw.new_zeros(B, k)
     indices = torch.full((B, k), -1, dtype=torch.int32)

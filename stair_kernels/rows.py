@@ -189,6 +189,6 @@ def _readable(tensor: Tensor) -> bool:
 torch.utils._pytree.register_pytree_node(
     SparseRows,
     lambda rows: ([rows.values, rows.indices, rows.positions], rows.vocab_size),
-    lambda tensors, vocab_size: SparseRows(tensors[0], tensors[1], tensors[2], vocab_size),
+    lambda tensors, vocab_size: SparseRows(*tensors, vocab_size=vocab_size),
     serialized_type_name="stair_kernels.SparseRows",
 )
