@@ -186,9 +186,14 @@ def _readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
+def _unflatten(tensors: Any, vocab_size: int) -> SparseRows:
+    values, indices, positions = tensors
+    return SparseRows(values, indices, positions, vocab_size)
+
+
 torch.utils._pytree.register_pytree_node(
     SparseRows,
     lambda rows: ([rows.values, rows.indices, rows.positions], rows.vocab_size),
-    lambda tensors, vocab_size: SparseRows(*tensors, vocab_size=vocab_size),
+    _unflatten,
     serialized_type_name="stair_kernels.SparseRows",
 )
