@@ -64,7 +64,9 @@ class CMakeBuild(build_ext):
 
         root = torch_root()
         if root is None:
-            sys.exit("stair_kernels: torch >= 2.10 must be installed to build (its headers are needed): pip install torch")
+            sys.exit(
+                "stair_kernels: torch >= 2.10 must be installed to build (its headers are needed): pip install torch"
+            )
         # One build tree per CPython, outside setuptools' temporary folders, so that rebuilding takes seconds.
         tree = Path(os.environ.get("STAIR_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
         settings = {
@@ -78,7 +80,9 @@ class CMakeBuild(build_ext):
         # cmake and ninja from PyPI stand beside this interpreter, which need not be the one on PATH.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
         environment = {**os.environ, "PATH": path}
-        cmake = shutil.which("cmake", path=path) or sys.exit("stair_kernels: cmake is needed to build: pip install cmake ninja")
+        cmake = shutil.which("cmake", path=path) or sys.exit(
+            "stair_kernels: cmake is needed to build: pip install cmake ninja"
+        )
         subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True, env=environment)
         subprocess.run([cmake, "--build", tree, "--target", ext.name.rpartition(".")[2]], check=True, env=environment)
         self._install(tree, Path(self.get_ext_fullpath(ext.name)))
@@ -104,9 +108,9 @@ class FreshBuild(build_py):
 libraries = ["_C", "_index", *(["_C_cuda"] if with_cuda() else [])]
 setup(
     version=version(),
-    packages=["stair_kernels", "stair_kernels._triton", "stair"],
+    packages=["stair_kernels", "stair_kernels._triton", "stair", "stair.templates"],
     package_dir={"stair": "python/stair"},
-    package_data={"stair_kernels": ["py.typed"], "stair": ["py.typed", "templates/*"]},
+    package_data={"stair_kernels": ["py.typed"], "stair": ["py.typed"], "stair.templates": ["*"]},
     ext_modules=[Extension(f"stair_kernels.{name}", []) for name in libraries],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuild},
     setup_requires=[] if torch_root() else ["torch>=2.10,<2.15"],
