@@ -11,12 +11,13 @@ import stair_kernels as sk
 HEADS = ("fused", "reference")
 
 
-def eager_pool(hidden: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+def eager_pool(head: sk.VocabHead) -> Tensor:  # [B, V]
     """`sk.vocab_pool` as plain PyTorch writes it: [B, L, V] logits in memory. What the fused head is compared with."""
-    logits = hidden @ weight.T
-    if mask is not None:
-        logits = logits.masked_fill(~mask[..., None], -torch.inf)
-    return torch.log1p(torch.relu(logits.amax(dim=1) + bias))
+    logits = head.hidden @ head.weight.T
+    if head.mask is not None:
+        logits = logits.masked_fill(~head.mask[..., None], -torch.inf)
+    best = logits.amax(dim=1)
+    return torch.log1p(torch.relu(best if head.bias is None else best + head.bias))
 
 
 class TokenHead(nn.Module):
@@ -47,5 +48,5 @@ class TokenHead(nn.Module):
         """[B, L, D] hidden states to SparseRows [B, k]."""
         head = self.inputs(hidden, mask)
         if self.kind == "reference":
-            return sk.topk(eager_pool(*head), k)
+            return sk.topk(eager_pool(head).float(), k)
         return sk.vocab_topk(*head, k=k)

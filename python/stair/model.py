@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
 import stair_kernels as sk
@@ -19,7 +20,8 @@ class STAIRConfig(PretrainedConfig):
 
     Args:
         text_config: a BertConfig or its dictionary; its vocabulary is the one of the sparse rows.
-        image_size: side of the square pictures; a multiple of 16. L = (image_size / 16)^2 positions.
+        image_size: side of the square pictures; a multiple of 16. The features have (image_size / 16)^2 positions.
+        image_pool: side of the squares of positions that are averaged before the vocabulary head; 1 keeps all.
         image_layers, image_heads, image_mlp, image_dropout: the transformer over the frozen features.
         text_k, image_k: entries kept in a text's and an image's row.
         head: "fused" (stair_kernels) or "reference" (eager PyTorch).
@@ -32,6 +34,7 @@ class STAIRConfig(PretrainedConfig):
         self,
         text_config: BertConfig | dict[str, Any] | None = None,
         image_size: int = 112,
+        image_pool: int = 2,
         image_layers: int = 2,
         image_heads: int = 4,
         image_mlp: int = 512,
@@ -49,7 +52,10 @@ class STAIRConfig(PretrainedConfig):
         if image_size % STRIDE or image_size <= 0:
             raise ValueError(f"image_size: expected a positive multiple of {STRIDE}, got {image_size}")
         self.text_config = dict(text_config) if text_config is not None else {}
+        if image_pool < 1:
+            raise ValueError(f"image_pool: expected at least 1, got {image_pool}")
         self.image_size = image_size
+        self.image_pool = image_pool
         self.image_layers = image_layers
         self.image_heads = image_heads
         self.image_mlp = image_mlp
@@ -74,21 +80,27 @@ class STAIRConfig(PretrainedConfig):
         return BertConfig(**{**tiny, **known})
 
     @property
+    def side(self) -> int:
+        """Positions along a side of the feature map."""
+        return self.image_size // STRIDE
+
+    @property
     def positions(self) -> int:
-        """L of an image."""
-        return (self.image_size // STRIDE) ** 2
+        """L of an image as its head sees it: a square, row by row, which `SparseRows.positions` number."""
+        return math.ceil(self.side / self.image_pool) ** 2
 
 
 class ImageTower(nn.Module):
-    """Frozen features [B, L, C] to hidden states [B, L, D]: a linear map, positions, pre-LN transformer layers."""
+    """Frozen features [B, P, 432] to hidden states [B, L, D]: linear map, pre-LN transformer, average pooling."""
 
     def __init__(self, config: STAIRConfig) -> None:
         super().__init__()
         D = config.bert().hidden_size
+        self.side, self.pool = config.side, config.image_pool
         self.norm = nn.LayerNorm(FEATURE_WIDTH)
         self.dropout = nn.Dropout(config.image_dropout)
         self.project = nn.Linear(FEATURE_WIDTH, D)
-        self.position = nn.Parameter(torch.randn(config.positions, D) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.side**2, D) * 0.02)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 D, config.image_heads, config.image_mlp, 0.0, "gelu", batch_first=True, norm_first=True
@@ -101,6 +113,9 @@ class ImageTower(nn.Module):
         hidden = self.project(self.dropout(self.norm(features))) + self.position
         for layer in self.layers:
             hidden = layer(hidden)
+        if self.pool > 1:
+            square = hidden.transpose(1, 2).unflatten(2, (self.side, self.side))
+            hidden = F.avg_pool2d(square, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)
         return self.final_norm(hidden)
 
 
@@ -140,7 +155,7 @@ class STAIRModel(PreTrainedModel):
         return self.log_scale.exp().clamp(max=100.0)
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [B, 3, S, S] of the processor to the frozen backbone's features [B, L, 432] float32."""
+        """pixel_values [B, 3, S, S] of the processor to the frozen backbone's features [B, P, 432] float32."""
         size = self.config.image_size
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, size, size):
             raise ValueError(f"pixel_values: expected [B, 3, {size}, {size}], got {list(pixel_values.shape)}")
@@ -160,7 +175,7 @@ class STAIRModel(PreTrainedModel):
     def image_head_inputs(
         self, pixel_values: Tensor | None = None, *, image_features: Tensor | None = None
     ) -> sk.VocabHead:
-        """The images' side of `sk.stair_loss`, from pixel_values [B, 3, S, S] or image_features [B, L, 432]."""
+        """The images' side of `sk.stair_loss`, from pixel_values [B, 3, S, S] or image_features [B, P, 432]."""
         return self.image_head.inputs(self.image_tower(self._features(pixel_values, image_features)))
 
     def encode_text(
@@ -173,7 +188,7 @@ class STAIRModel(PreTrainedModel):
     def encode_image(
         self, pixel_values: Tensor | None = None, *, image_features: Tensor | None = None, k: int | None = None
     ) -> sk.SparseRows:  # [B, k], k = config.image_k unless given
-        """The sparse rows of pictures: pixel_values [B, 3, S, S] of the processor, or kept image_features [B, L, 432]."""
+        """The sparse rows of pictures: pixel_values [B, 3, S, S] of the processor, or kept features [B, P, 432]."""
         hidden = self.image_tower(self._features(pixel_values, image_features))
         return self.image_head(hidden, k=self.config.image_k if k is None else k)
 
@@ -200,9 +215,9 @@ class STAIRModel(PreTrainedModel):
         if pixel_values is not None:
             return self.image_features(pixel_values)
         assert image_features is not None
-        L = self.config.positions
-        if image_features.dim() != 3 or tuple(image_features.shape[1:]) != (L, FEATURE_WIDTH):
-            raise ValueError(f"image_features: expected [B, {L}, {FEATURE_WIDTH}], got {list(image_features.shape)}")
+        shape = (self.config.side**2, FEATURE_WIDTH)
+        if image_features.dim() != 3 or tuple(image_features.shape[1:]) != shape:
+            raise ValueError(f"image_features: expected [B, {shape[0]}, {shape[1]}], got {list(image_features.shape)}")
         return image_features.float()
 
 

@@ -23,7 +23,7 @@ MEAN, SPREAD = 127.0, 128.0  # EfficientNet-lite's: (pixel - 127) / 128
 
 
 class STAIRProcessor:
-    """`processor(text=[...], images=[...])` gives a dict of input_ids, attention_mask [B, L] and pixel_values [B, 3, S, S].
+    """`processor(text=[...], images=[...])` gives input_ids, attention_mask [B, L] and pixel_values [B, 3, S, S].
 
     Args:
         tokenizer: a `tokenizers.Tokenizer` whose vocabulary is the model's.
@@ -48,7 +48,7 @@ class STAIRProcessor:
         if text is not None:
             tensors.update(self.encode([text] if isinstance(text, str) else list(text)))
         if images is not None:
-            listed = list(images) if isinstance(images, (list, tuple)) else [images]
+            listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
             tensors["pixel_values"] = self.normalize([fit_square(image, self.image_size) for image in listed])
         return tensors
 

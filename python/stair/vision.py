@@ -22,6 +22,11 @@ STAGES = (  # repeats, kernel, stride, expansion, channels
 MIDDLE = 10  # the last block at stride 16
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """TensorFlow's 'same' padding, which these weights were trained with: the odd pixel goes right and below."""
     padding: list[int] = []
@@ -32,7 +37,7 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class FrozenConv(nn.Module):
-    """A convolution with its batch norm folded in: weight and bias are buffers in bfloat16, no gradient reaches them."""
+    """A convolution with its batch norm folded in; weight and bias are kept in bfloat16, no gradient reaches them."""
 
     weight: Tensor
     bias: Tensor
@@ -41,12 +46,13 @@ class FrozenConv(nn.Module):
         super().__init__()
         self.kernel, self.stride, self.groups = kernel, stride, groups
         shape = (outputs, inputs // groups, kernel, kernel)
-        self.register_buffer("weight", torch.randn(shape) / math.sqrt(shape[1] * kernel * kernel))
-        self.register_buffer("bias", torch.zeros(outputs))
+        drawn = torch.randn(shape) / math.sqrt(shape[1] * kernel * kernel)
+        self.register_buffer("weight", drawn.to(torch.bfloat16))
+        self.register_buffer("bias", torch.zeros(outputs, dtype=torch.bfloat16))
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_same(x, self.kernel, self.stride)
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride, groups=self.groups)
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=self.stride, groups=self.groups)
 
     @torch.no_grad()
     def fold(self, weight: Tensor, norm: dict[str, Tensor]) -> None:
@@ -86,9 +92,15 @@ class EfficientNetLite0(nn.Module):
                 inputs = outputs
         self.blocks = nn.ModuleList(blocks)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """bfloat16 where the hardware multiplies it, float32 elsewhere."""
+        fast = self.stem.weight.device.type != "cpu" or has_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        x = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        x = pixel_values.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x))
         middle = x
         for number, block in enumerate(self.blocks):

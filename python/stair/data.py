@@ -1,0 +1,218 @@
+"""What training and evaluation read: pictures with their texts, from the user's files or from the demo's emoji."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stair.emoji import TRAIN_STYLES, Concept
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass
+class TrainingSet:
+    """N items, each with features of its pictures and a way to draw a text.
+
+    Args:
+        features: one array [items, copies, L, 432] a drawing style (one for photographs).
+        items: [N] int, the rows of the arrays that may be trained on.
+        text: gives a text of an item (a row number of the arrays) from a random generator.
+    """
+
+    features: list[np.ndarray]
+    items: np.ndarray
+    text: Callable[[int, np.random.Generator], str]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def pictures(self, items: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+        """One picture's features an item, of a random style and copy: float32 [B, L, 432]."""
+        drawn = []
+        for item in items:
+            array = self.features[generator.integers(len(self.features))]
+            drawn.append(array[item, generator.integers(array.shape[1])])
+        return np.stack(drawn).astype(np.float32)
+
+
+@dataclass
+class EvaluationSet:
+    """Texts and pictures that were not trained on: text t belongs to picture target[t]."""
+
+    name: str
+    features: np.ndarray  # [N, L, 432]
+    texts: list[str]  # [T]
+    target: np.ndarray  # [T] int
+
+
+@dataclass
+class Pairs:
+    """The user's pictures, each with one or more captions."""
+
+    paths: list[Path]
+    texts: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Pairs, Pairs]:
+        """(training, held-out) pictures, drawn by `seed`; at least one of each when there are two."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        count = min(max(round(len(self) * held_out), 1), len(self) - 1)
+        parts = [sorted(part.tolist()) for part in (order[count:], order[:count])]
+        training, held = (Pairs([self.paths[i] for i in p], [self.texts[i] for i in p]) for p in parts)
+        return training, held
+
+
+def read_picture(path: Path | str) -> Image:
+    """A decoded picture; ValueError naming the file when it is missing or is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert("RGBA")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such picture") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: expected a picture, got a folder") from None
+    except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path}: not a readable picture ({error})") from None
+
+
+def load_pairs(source: Path | str) -> Pairs:
+    """Reads a CSV file with the columns path and caption, or a folder of pictures.
+
+    CSV: paths are relative to the file; a picture in several lines has several captions. Folder: the caption of
+    `red apple.png` is the text of `red apple.txt` beside it (one caption a line), else the file's name.
+
+    Raises:
+        ValueError: naming the file and line when a column, a caption or a picture is missing, or nothing is there.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise ValueError(
+            f"{source}: no such file or folder; expected a CSV file (path,caption) or a folder of pictures"
+        )
+    pairs = _from_folder(source) if source.is_dir() else _from_csv(source)
+    if len(pairs) < 2:
+        raise ValueError(f"{source}: expected at least two pictures with captions, got {len(pairs)}")
+    return pairs
+
+
+def _from_folder(folder: Path) -> Pairs:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    texts = []
+    for path in paths:
+        beside = path.with_suffix(".txt")
+        lines = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else []
+        captions = [line.strip() for line in lines if line.strip()]
+        texts.append(captions or [" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem])
+    return Pairs(paths, texts)
+
+
+def _from_csv(file: Path) -> Pairs:
+    captions: dict[Path, list[str]] = {}
+    with open(file, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        missing = {"path", "caption"} - set(reader.fieldnames or [])
+        if missing:
+            raise ValueError(f"{file}: expected the columns path,caption in its first line, got {reader.fieldnames}")
+        for row in reader:
+            name, caption = (row["path"] or "").strip(), (row["caption"] or "").strip()
+            if not name or not caption:
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: expected a path and a caption, got {name!r}, {caption!r}"
+                )
+            path = file.parent / name
+            if not path.is_file():
+                raise ValueError(f"{file}, line {reader.line_num}: no such picture: {path}")
+            captions.setdefault(path, []).append(caption)
+    return Pairs(list(captions), list(captions.values()))
+
+
+@dataclass
+class EmojiSplit:
+    """Which concepts are trained on, and which of their keywords.
+
+    seen + held_out are all concepts; a seen concept with five keywords or more keeps two of them as unseen queries.
+    """
+
+    seen: np.ndarray  # [.] int, rows of the concepts
+    held_out: np.ndarray
+    keywords: list[tuple[str, ...]]  # by concept: the ones that training may use
+    queries: list[tuple[str, ...]]  # by concept: the ones kept back
+
+    @staticmethod
+    def draw(concepts: Sequence[Concept], seed: int = 123) -> EmojiSplit:
+        """90% seen, 10% held out whole; by the concepts' order, which is their code points'."""
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(len(concepts))
+        held = max(1, len(concepts) // 10)
+        keywords, queries = [], []
+        for concept in concepts:
+            words = [concept.keywords[i] for i in generator.permutation(len(concept.keywords))]
+            kept_back = 2 if len(words) >= 5 else 0
+            queries.append(tuple(words[:kept_back]))
+            keywords.append(tuple(words[kept_back:]))
+        return EmojiSplit(np.sort(order[held:]), np.sort(order[:held]), keywords, queries)
+
+
+def emoji_training(
+    concepts: Sequence[Concept], split: EmojiSplit, features: dict[str, np.ndarray], most_keywords: int = 4
+) -> TrainingSet:
+    """Seen concepts in the training styles; a text is the name with up to four keywords, or some keywords alone."""
+
+    def text(item: int, generator: np.random.Generator) -> str:
+        words = split.keywords[item]
+        count = min(len(words), int(generator.integers(most_keywords + 1)))
+        chosen = [words[i] for i in generator.permutation(len(words))[:count]]
+        alone = bool(chosen) and generator.random() < 0.4
+        return ", ".join(chosen if alone else [concepts[item].name, *chosen])
+
+    return TrainingSet([features[style] for style in TRAIN_STYLES], split.seen, text)
+
+
+def emoji_evaluation(
+    concepts: Sequence[Concept], split: EmojiSplit, features: np.ndarray, there: np.ndarray, style: str
+) -> list[EvaluationSet]:
+    """Three sets over pictures of a style that was never trained on.
+
+    Args:
+        features: [concepts, L, 432] of that style.
+        there: [concepts] bool, False where the style has no picture.
+    """
+    seen = np.array([item for item in split.seen if there[item]], dtype=int)
+    held = np.array([item for item in split.held_out if there[item]], dtype=int)
+    row = {item: number for number, item in enumerate(seen.tolist())}
+    asked = [item for item in seen.tolist() if split.queries[item]]
+    return [
+        EvaluationSet(
+            f"seen concepts, {style} pictures", features[seen], [concepts[i].name for i in seen], np.arange(len(seen))
+        ),
+        EvaluationSet(
+            f"held-out keywords, {style} pictures",
+            features[seen],
+            [", ".join(split.queries[item]) for item in asked],
+            np.array([row[item] for item in asked], dtype=int),
+        ),
+        EvaluationSet(
+            f"held-out concepts, {style} pictures",
+            features[held],
+            [", ".join([concepts[i].name, *concepts[i].keywords]) for i in held],
+            np.arange(len(held)),
+        ),
+    ]

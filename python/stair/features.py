@@ -1,0 +1,159 @@
+"""Frozen image features, computed once and kept: pictures, their augmented copies, and the cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stair.processing import STAIRProcessor, fit_square
+from stair.vision import FEATURE_WIDTH, STRIDE, EfficientNetLite0
+
+BATCH = 64
+VERSION = 1  # part of every cache key: raise it when augment() or the backbone's arithmetic changes
+
+
+class Pictures(Protocol):
+    """N square pictures that can be read piece by piece."""
+
+    size: int  # S
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, start: int, stop: int) -> np.ndarray:
+        """uint8 [stop - start, S, S, 3]"""
+        ...
+
+    def key(self) -> str:
+        """The same pictures give the same key, others another."""
+        ...
+
+
+class PixelPictures:
+    """Pictures in memory, uint8 [N, S, S, 3]."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.size = array, array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def pixels(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop]
+
+    def key(self) -> str:
+        return hashlib.sha256(self.array.tobytes() + str(self.array.shape).encode()).hexdigest()
+
+
+class FilePictures:
+    """Picture files, fitted into squares of `size` when they are read."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths, self.size = list(paths), size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def pixels(self, start: int, stop: int) -> np.ndarray:
+        from stair.data import read_picture
+
+        return np.stack([fit_square(read_picture(path), self.size) for path in self.paths[start:stop]])
+
+    def key(self) -> str:
+        """Of names, sizes and times of change: reading every file would cost what the cache saves."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for path in self.paths:
+            stat = path.stat()
+            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where features are kept: $STAIR_CACHE, else ~/.cache/stair."""
+    chosen = os.environ.get("STAIR_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "stair"
+
+
+def features_of(
+    backbone: EfficientNetLite0,
+    pictures: Pictures,
+    augmented: int = 0,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    done: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """float16 [N, 1 + augmented, L, 432], memory-mapped from the cache: each picture as it is, then its altered copies.
+
+    Args:
+        cache: the folder of the cache; `cache_dir()` unless given. A file there is whole or absent.
+        done: called with the number of pictures finished so far; of N * (1 + augmented).
+    """
+    folder = cache_dir() if cache is None else cache
+    weights = hashlib.sha256(b"".join(t.float().numpy().tobytes() for t in backbone.state_dict().values())).hexdigest()
+    dtype = backbone.compute_dtype
+    name = hashlib.sha256(f"{VERSION}|{pictures.key()}|{weights}|{dtype}|{augmented}|{seed}".encode()).hexdigest()
+    path = folder / f"features-{name[:24]}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            _compute(temporary, backbone, pictures, augmented, seed, done)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if done is not None:
+        done(len(pictures) * (1 + augmented))
+    return np.load(path, mmap_mode="r")
+
+
+def _compute(
+    path: Path,
+    backbone: EfficientNetLite0,
+    pictures: Pictures,
+    augmented: int,
+    seed: int,
+    done: Callable[[int], None] | None,
+) -> None:
+    shape = (len(pictures), 1 + augmented, (pictures.size // STRIDE) ** 2, FEATURE_WIDTH)
+    with open(path, "wb") as stream:
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, len(pictures), BATCH):
+            pixels = pictures.pixels(start, min(start + BATCH, len(pictures)))
+            copies = [pixels] + [augment(pixels, generator) for _ in range(augmented)]
+            maps = [backbone(STAIRProcessor.normalize(copy)).half().numpy() for copy in copies]
+            stream.write(np.ascontiguousarray(np.stack(maps, axis=1)).tobytes())
+            if done is not None:
+                done(min(start + BATCH, len(pictures)) * (1 + augmented))
+
+
+def augment(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Turned, scaled, moved, mirrored, recoloured copies: uint8 [B, S, S, 3] to the same, on white."""
+    B = len(pixels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.empty(B, *shape).uniform_(low, high, generator=generator)
+
+    angle, scale = uniform(-0.3, 0.3), uniform(0.85, 1.25)
+    mirror = torch.where(uniform(0, 1) < 0.4, -1.0, 1.0)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cosine * mirror, -sine, uniform(-0.12, 0.12)], 1)]
+    rows.append(torch.stack([sine * mirror, cosine, uniform(-0.12, 0.12)], 1))
+    x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    x = 1 - F.grid_sample(1 - x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * uniform(0, 1.6, 1, 1, 1)
+    swapped = uniform(0, 1) < 0.2
+    x[swapped] = x[swapped][:, torch.randperm(3, generator=generator)]
+    x = x.clamp(0, 1) ** uniform(0.6, 1.6, 1, 1, 1) * uniform(0.7, 1.0, 1, 1, 1)
+    return (x * 255).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()

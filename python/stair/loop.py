@@ -1,0 +1,245 @@
+"""The training loop, the same for STAIR and the dense baseline: by steps or by the clock, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stair.data import TrainingSet
+from stair.processing import STAIRProcessor
+from stair.vision import has_bfloat16
+
+Progress = Callable[[str, int, int, dict[str, Any]], None]
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass
+class TrainConfig:
+    """The recipe.
+
+    Args:
+        steps: optimizer steps at most.
+        minutes: of training at most; the schedule ends with whichever of the two is used up first.
+        batch: B; never more than there are items.
+        grounding: share of training for stage 1 (see StairObjective).
+        text_flops, image_flops: weights of the two penalties; higher is sparser.
+        text_k, image_k: entries kept in a row once trained.
+        precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
+        head: "fused", or "reference" for eager PyTorch.
+        eager_steps: steps that are also measured with the eager head afterwards, on a copy of the model; 0 = none.
+        checkpoint_minutes: time between checkpoints that a stopped training resumes from.
+    """
+
+    steps: int = 300
+    minutes: float | None = None
+    batch: int = 128
+    grounding: float = 0.2
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 4e-4
+    text_flops: float = 1e-3
+    image_flops: float = 1e-3
+    text_k: int = 64
+    image_k: int = 128
+    warmup: int = 20
+    seed: int = 0
+    precision: str = "auto"
+    head: str = "fused"
+    eager_steps: int = 0
+    checkpoint_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 2), ("text_k", 1), ("image_k", 1), ("eager_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def autocast(self) -> Any:
+        """The context that the forward pass runs in."""
+        wanted = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16())
+        return torch.autocast("cpu", torch.bfloat16) if wanted else nullcontext()
+
+
+@dataclass
+class TrainResult:
+    """What a training run took and where it is."""
+
+    model_dir: str | None
+    steps: int
+    seconds: float  # of training, without eager measurements
+    step_ms: float  # median of one stage-2 step
+    peak_rss_mb: float  # of the process, when training ended
+    log: list[dict[str, float]] = field(default_factory=list)
+    eager_step_ms: float | None = None
+    eager_peak_rss_mb: float | None = None
+    resumed_from: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Objective(Protocol):
+    """Something to minimise: STAIR's stages or the baseline."""
+
+    calibrated: bool
+    clip: float  # of the gradient's norm
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def groups(self) -> list[dict[str, Any]]: ...
+
+    def loss(self, texts: dict[str, Tensor], features: Tensor, fraction: float) -> tuple[Tensor, dict[str, float]]: ...
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+class Loop:
+    """State of one run: the optimizer, the random draws, the step and the clock; all of it is kept in a checkpoint."""
+
+    def __init__(self, config: TrainConfig, objective: Objective, data: TrainingSet, processor: STAIRProcessor) -> None:
+        if len(data) < 2:
+            raise ValueError(f"data: expected at least two items to train on, got {len(data)}")
+        self.config, self.objective, self.data, self.processor = config, objective, data, processor
+        self.batch = min(config.batch, len(data))
+        self.optimizer = torch.optim.AdamW(objective.groups(), betas=(0.9, 0.98), fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.generator = np.random.default_rng(config.seed)
+        self.order: list[int] = []
+        self.step, self.elapsed = 0, 0.0
+        self.log: list[dict[str, float]] = []
+
+    @property
+    def fraction(self) -> float:
+        """How much of training is done, by steps or by the clock, in [0, 1]."""
+        by_clock = self.elapsed / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return min(1.0, max(self.step / self.config.steps, by_clock))
+
+    def draw(self) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch of different items: tokens of a text each, features of a picture each."""
+        if len(self.order) < self.batch:
+            self.order = self.generator.permutation(self.data.items).tolist()
+        items, self.order = self.order[: self.batch], self.order[self.batch :]
+        texts = [self.data.text(item, self.generator) for item in items]
+        return self.processor.encode(texts), torch.from_numpy(self.data.pictures(items, self.generator))
+
+    def advance(self) -> dict[str, float]:
+        """One optimizer step; gives its log line."""
+        start, fraction = time.perf_counter(), self.fraction
+        rate = min(1.0, (self.step + 1) / self.config.warmup) * (0.5 * (1 + math.cos(math.pi * fraction)) + 0.01)
+        for group, base in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = base * rate
+        texts, features = self.draw()
+        with self.config.autocast():
+            loss, logged = self.objective.loss(texts, features, fraction)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.objective.module.parameters(), self.objective.clip)
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - start
+        self.elapsed += seconds
+        if not math.isfinite(logged["loss"]):
+            raise FloatingPointError(
+                f"training: the loss became {logged['loss']} at step {self.step}; lower learning_rate"
+            )
+        line = {"step": self.step, "seconds": round(self.elapsed, 3), "step_ms": round(1000 * seconds, 1), **logged}
+        self.log.append(line)
+        return line
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the model's weights, as plain values and tensors."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": json.dumps(self.generator.bit_generator.state),
+            "torch_generator": torch.get_rng_state(),
+            "order": self.order,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "calibrated": self.objective.calibrated,
+            "log": self.log,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.bit_generator.state = json.loads(state["generator"])
+        torch.set_rng_state(state["torch_generator"])
+        self.order, self.step, self.elapsed = state["order"], state["step"], state["elapsed"]
+        self.objective.calibrated, self.log = state["calibrated"], state["log"]
+
+    def run(self, stage: str, progress: Progress | None, save: Callable[[], None] | None = None) -> None:
+        """Steps until all is done; `save` is called now and then, and on Ctrl-C before KeyboardInterrupt is raised."""
+        self.objective.module.train()
+        saved = time.monotonic()
+        try:
+            with _finish_step_on_interrupt() as stopped:
+                while self.fraction < 1:
+                    line = self.advance()
+                    if progress is not None:
+                        progress(stage, *self._done(), line)
+                    if stopped.is_set():
+                        raise KeyboardInterrupt
+                    if save is not None and time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                        save()
+                        saved = time.monotonic()
+        except KeyboardInterrupt:
+            if save is None or self.step == 0:
+                raise
+            save()
+            where = f"stopped at step {self.step}"
+            raise KeyboardInterrupt(f"{where}; the checkpoint is kept, continue with --resume") from None
+        finally:
+            self.objective.module.eval()
+
+    def _done(self) -> tuple[int, int]:
+        """(steps done, steps in all), the latter estimated when the clock decides."""
+        total = round(self.step / self.fraction) if self.fraction > self.step / self.config.steps else self.config.steps
+        return self.step, max(self.step, total)
+
+    def step_ms(self) -> float:
+        """Median of the stage-2 steps; the first is left out, it allocates."""
+        times = [line["step_ms"] for line in self.log if line["stage"] == 2]
+        return statistics.median(times[1:] or times or [line["step_ms"] for line in self.log])
+
+
+@contextmanager
+def _finish_step_on_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of breaking into a step; a second Ctrl-C breaks in."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stopped.set()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,173 @@
+"""Training a STAIRModel: the checkpoint it leaves, the one it resumes from, and what an eager head would have taken."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+import stair_kernels as sk
+from stair.data import Pairs, TrainingSet
+from stair.features import FilePictures, features_of
+from stair.files import replacing_folder, require_writable
+from stair.loop import Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
+from stair.losses import StairObjective
+from stair.model import STAIRModel
+from stair.pretrained import initial_model
+from stair.processing import STAIRProcessor
+
+RECORD, LOG, STATE = "training.json", "log.jsonl", "training_state.pt"
+
+
+def train(
+    config: TrainConfig,
+    data: TrainingSet,
+    out_dir: Path | str,
+    *,
+    model: STAIRModel,
+    processor: STAIRProcessor,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains `model` in place and leaves a checkpoint in `out_dir`, whole or not at all.
+
+    Args:
+        out_dir: a new folder, an empty one, or one that an earlier training wrote (it is replaced).
+        resume: go on from the state that an interrupted training left in `out_dir`.
+
+    Raises:
+        ValueError: when `out_dir` holds something else, or there is nothing to resume.
+        KeyboardInterrupt: on Ctrl-C, once the state is saved; its message says how to go on.
+    """
+    out_dir = Path(out_dir)
+    require_ours(out_dir)
+    torch.manual_seed(config.seed)
+    objective = StairObjective(
+        model,
+        grounding=config.grounding,
+        text_flops=config.text_flops,
+        image_flops=config.image_flops,
+        learning_rate=config.learning_rate,
+        text_learning_rate=config.text_learning_rate,
+        head=config.head,
+    )
+    model.config.text_k, model.config.image_k, model.config.head = config.text_k, config.image_k, config.head
+    loop = Loop(config, objective, data, processor)
+    resumed = _resume(loop, model, out_dir) if resume else None
+    loop.run("train", progress, lambda: _save(out_dir, loop, model, finished=None))
+    result = TrainResult(
+        str(out_dir), loop.step, loop.elapsed, loop.step_ms(), peak_rss_mb(), loop.log, resumed_from=resumed
+    )
+    _save(out_dir, loop, model, finished=result)
+    if config.eager_steps:
+        result.eager_step_ms, result.eager_peak_rss_mb = measure_eager(loop, objective, progress)
+        _save(out_dir, loop, model, finished=result)
+    return result
+
+
+def measure_eager(loop: Loop, objective: StairObjective, progress: Progress | None = None) -> tuple[float, float]:
+    """(median ms of a stage-2 step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
+    steps = loop.config.eager_steps
+    rival = StairObjective(copy.deepcopy(objective.model), grounding=0.0, head="reference")
+    eager = Loop(loop.config, rival, loop.data, loop.processor)
+    rival.model.train()
+    for step in range(steps + 1):
+        eager.advance()
+        if progress is not None:
+            progress("eager", step + 1, steps + 1, eager.log[-1])
+    return statistics.median(line["step_ms"] for line in eager.log[1:]), peak_rss_mb()
+
+
+def train_pairs(
+    config: TrainConfig,
+    pairs: Pairs,
+    out_dir: Path | str,
+    *,
+    init: Path | str | None = None,
+    resume: bool = False,
+    augmented: int = 2,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains on the user's pictures and captions.
+
+    Args:
+        init: a checkpoint to start from; None for the published weights of SPLADE-tiny and EfficientNet-lite0.
+        augmented: altered copies of each picture, whose features are kept in `cache`.
+    """
+    require_writable(Path(out_dir).resolve().parent)
+    require_ours(Path(out_dir))
+    if init is None:
+        model, processor = initial_model()
+    else:
+        model, processor = STAIRModel.from_pretrained(init), STAIRProcessor.from_pretrained(init)
+    pictures = FilePictures(pairs.paths, model.config.image_size)
+    total = len(pairs) * (1 + augmented)
+    report = None if progress is None else lambda done: progress("features", done, total, {})
+    features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
+
+    def text(item: int, generator: np.random.Generator) -> str:
+        return pairs.texts[item][generator.integers(len(pairs.texts[item]))]
+
+    data = TrainingSet([features], np.arange(len(pairs)), text)
+    return train(config, data, out_dir, model=model, processor=processor, resume=resume, progress=progress)
+
+
+def require_ours(out_dir: Path) -> None:
+    """Raises ValueError unless `out_dir` is new, empty, or an earlier training's, which may be replaced."""
+    if out_dir.is_file():
+        raise ValueError(f"{out_dir}: expected a folder for the model, got a file")
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / RECORD).is_file():
+        raise ValueError(f"{out_dir} exists and holds something other than a STAIR model: choose another folder")
+
+
+def _save(out_dir: Path, loop: Loop, model: STAIRModel, finished: TrainResult | None) -> None:
+    """The checkpoint: model, processor, recipe and log; the state to resume from only while training is unfinished."""
+    record: dict[str, Any] = {
+        "config": asdict(loop.config),
+        "step": loop.step,
+        "finished": finished is not None,
+        "versions": {"torch": torch.__version__, "stair_kernels": sk.__version__},
+    }
+    if finished is not None:
+        record["result"] = {key: value for key, value in finished.as_dict().items() if key not in ("log", "model_dir")}
+    with replacing_folder(out_dir) as folder:
+        _save_model(model, folder)
+        loop.processor.save_pretrained(folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in loop.log), encoding="utf-8")
+        if finished is None:
+            torch.save(loop.state(), folder / STATE)
+
+
+def _save_model(model: STAIRModel, folder: Path) -> None:
+    """save_pretrained without its own progress bar."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _resume(loop: Loop, model: STAIRModel, out_dir: Path) -> int:
+    if not (out_dir / STATE).is_file():
+        raise ValueError(f"{out_dir}: nothing to resume (no {STATE}); start without --resume")
+    record = json.loads((out_dir / RECORD).read_text(encoding="utf-8"))
+    kept, given = record["config"], asdict(loop.config)
+    free = ("steps", "minutes", "eager_steps", "checkpoint_minutes")
+    changed = [f.name for f in fields(TrainConfig) if f.name not in free and kept.get(f.name) != given[f.name]]
+    if changed:
+        was = ", ".join(f"{name} {kept.get(name)!r}" for name in changed)
+        raise ValueError(f"resume: the interrupted training had {was}; give the same, or start without --resume")
+    model.load_state_dict(STAIRModel.from_pretrained(out_dir).state_dict())
+    loop.restore(torch.load(out_dir / STATE, weights_only=True))
+    return loop.step
