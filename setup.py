@@ -25,7 +25,7 @@ def version() -> str:
 
 
 def torch_root() -> Path | None:
-    """The installed torch whose headers we compile against; an isolated build finds it through its interpreter's paths."""
+    """The installed torch whose headers are compiled against; an isolated build finds it by its interpreter's paths."""
     spec = importlib.util.find_spec("torch")
     roots = [Path(spec.submodule_search_locations[0])] if spec and spec.submodule_search_locations else []
     roots += [Path(sysconfig.get_path(key)) / "torch" for key in ("platlib", "purelib")]
