@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 DTYPES = {"ids": "<i8", "offsets": "<i8", "documents": "<i4", "weights": "<f4"}
 DATA_FILE = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
+GRACE_S = 60.0  # a staging directory without data and this young may be about to be locked by its writer
 HINTS = {
     errno.ENOSPC: "free some space or choose another path",
     errno.EDQUOT: "free some space or choose another path",
@@ -272,13 +274,13 @@ def _sweep_abandoned(target: Path) -> None:
     """Remove what writers of `target` that were killed left beside it: staging directories whose lock is free."""
     for staging in target.parent.glob(f".{glob.escape(target.name)}.*.saving"):
         try:
-            descriptor = os.open(staging / LOCK, os.O_RDWR)
-        except FileNotFoundError:  # its writer is about to lock it, or has just moved it into place
-            continue
+            age_s = time.time() - staging.stat().st_mtime
+            descriptor = os.open(staging / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, PermissionError):
+            continue  # moved into place meanwhile, or of another user
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One that holds no data yet may belong to a writer that is about to take the lock.
-            if any(DATA_FILE.fullmatch(name) for name in os.listdir(staging)):
+            if age_s >= GRACE_S or any(DATA_FILE.fullmatch(name) for name in os.listdir(staging)):
                 shutil.rmtree(staging)
         except (BlockingIOError, FileNotFoundError):
             continue  # its writer is alive, or moved it into place meanwhile
