@@ -21,13 +21,19 @@ def require_checkpoint(folder: Path | str) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no STAIR checkpoint there; make one with `stair demo` or `stair train`, or give --model")
+        raise ValueError(
+            f"{folder}: no STAIR checkpoint there; make one with `stair demo` or `stair train`, or give --model"
+        )
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (FileNotFoundError, ValueError, AttributeError):
-        raise ValueError(f"{folder} is not a STAIR checkpoint (no readable config.json); give --model another folder") from None
+        raise ValueError(
+            f"{folder} is not a STAIR checkpoint (no readable config.json); give --model another folder"
+        ) from None
     if kind != "stair":
-        raise ValueError(f"{folder} is not a STAIR checkpoint (its model_type is {kind!r}); give --model another folder")
+        raise ValueError(
+            f"{folder} is not a STAIR checkpoint (its model_type is {kind!r}); give --model another folder"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} is not a whole STAIR checkpoint (no model.safetensors); train it again")
     return folder
@@ -48,8 +54,7 @@ def load(folder: Path | str) -> tuple[STAIRModel, STAIRProcessor]:
     processor = STAIRProcessor.from_pretrained(folder)
     if processor.vocab_size != model.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {processor.vocab_size} entries, the model {model.vocab_size}; they do not belong"
-            " together"
+            f"{folder}: its tokenizer has {processor.vocab_size} entries, its model {model.vocab_size}; train it again"
         )
     return model.eval(), processor
 

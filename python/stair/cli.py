@@ -11,7 +11,7 @@ try:
     import typer
 
     from stair import show
-    from stair.console import Commands, StoppedError, err, out, progress_bars
+    from stair.console import Commands, StoppedError, err, out, stages
 except ModuleNotFoundError as error:
     sys.exit(f"stair: {error.name} is not installed; the command line needs it: pip install 'stair-kernels[model]'")
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Sparse text and image representations: train, encode, index, search, explain.\n\n"
-    "Start with `stair demo`, then `stair search --index out/demo/index \"a red fruit\"`. "
+    'Start with `stair demo`, then `stair search --index out/demo/index "a red fruit"`. '
     "`--debug` anywhere shows the traceback of an error.",
 )
 
@@ -33,7 +33,8 @@ ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Checkpoint folder.  [default: out/demo/model]", show_default=False)
 ]
 KeepOption = Annotated[
-    int | None, typer.Option("--k", min=1, help="Entries kept of a row.  [default: the checkpoint's]", show_default=False)
+    int | None,
+    typer.Option("--k", min=1, help="Entries kept of a row.  [default: the checkpoint's]", show_default=False),
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -59,6 +60,33 @@ def _options(
 
 
 @app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="About how long it may take on two cores.")] = 8.0,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train a dense CLIP and compare.")] = False,
+    out_dir: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = DEMO,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A few concepts and steps: does it run? Learns nothing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted demo stopped.")] = False,
+) -> None:
+    """Train a small STAIR on real pictures, measure it, build an index and write a page that shows it all.
+
+    Example: `stair demo --minutes 8 --baseline`, then open out/demo/index.html
+    """
+    from stair.demo import run
+    from stair.page import write_page
+
+    shortened: dict[str, Any] = {"concepts": 40, "steps": 6, "batch": 16} if fast else {}
+    with stages() as progress:
+        try:
+            result = run(out_dir, minutes, baseline, progress, resume=resume, **shortened)
+        except KeyboardInterrupt as stop:
+            raise StoppedError(f"{stop or 'stopped before the first step'} ({out_dir})") from stop
+    page = write_page(result, out_dir / "index.html")
+    show.demo(result, page)
+
+
+@app.command()
 def encode(
     inputs: InputsArgument = None,
     out_file: Annotated[
@@ -73,10 +101,13 @@ def encode(
     Example: `stair encode "a red fruit" photos/ --out rows.npz`
     """
     from stair.encode import read_inputs, records, write_jsonl, write_rows
+    from stair.files import require_writable
 
     found = read_inputs(_words(inputs))
     if out_file is not None and out_file.suffix not in (".npz", ".jsonl"):
         raise ValueError(f"--out {out_file}: expected a name ending in .npz or .jsonl")
+    if out_file is not None:
+        require_writable(out_file.parent)
     _, processor, rows = _encoded(found, model or DEMO / "model", k, batch)
     vocabulary = processor.vocabulary()
     if out_file is None:
@@ -140,7 +171,11 @@ def search(
     results = collection.search(rows, k, vocabulary)
     if as_json:
         answers = [
-            {"query": entry.name, "terms": terms(rows, row, vocabulary), "hits": [hit.as_dict() for hit in results[row]]}
+            {
+                "query": entry.name,
+                "terms": terms(rows, row, vocabulary),
+                "hits": [hit.as_dict() for hit in results[row]],
+            }
             for row, entry in enumerate(found)
         ]
         _print_json(answers)
@@ -179,6 +214,82 @@ def explain(
 
 
 @app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="A CSV file with the columns path,caption, or a folder of pictures.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")] = Path("out/model"),
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file with the recipe: steps, batch, learning_rate, ...")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random draw.")] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the pictures kept for evaluation.")] = 0.1,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+) -> None:
+    """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
+
+    In a folder a picture's caption is the text of the .txt file beside it, else its name. Ctrl-C keeps a checkpoint.
+
+    Example: `stair train photos.csv --out out/mine --minutes 10`
+    """
+    from stair.recipe import read_recipe
+
+    flags = {"steps": steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate, "precision": precision}
+    config = read_recipe(config_file, {**flags, "seed": seed})
+    if start is not None:
+        _require_checkpoint(start)
+    from stair.data import load_pairs
+    from stair.evaluate import evaluate_pairs
+    from stair.train import train_pairs
+
+    pairs = load_pairs(data)
+    training, held = pairs.split(held_out, config.seed) if held_out > 0 else (pairs, None)
+    with stages() as progress:
+        try:
+            result = train_pairs(config, training, out_dir, init=start, resume=resume, progress=progress)
+        except KeyboardInterrupt as stop:
+            raise StoppedError(f"{stop or 'stopped before the first step, nothing was written'} ({out_dir})") from stop
+        evaluation = None
+        if held is not None:
+            model, processor = _load(out_dir)
+            evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
+    err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
+    if evaluation is not None:
+        show.recall({"STAIR": evaluation})
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A CSV file with the columns path,caption, or a folder of pictures.")],
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure recall at 1, 5 and 10 both ways, and how many terms are active.
+
+    Example: `stair eval test.csv --model out/mine`
+    """
+    folder = _require_checkpoint(model or DEMO / "model")
+    from stair.data import load_pairs
+    from stair.evaluate import evaluate_pairs
+
+    pairs = load_pairs(data)
+    loaded, processor = _load(folder)
+    with stages() as progress:
+        evaluation = evaluate_pairs(loaded, processor, pairs, name=str(data), progress=progress)
+    if as_json:
+        _print_json(evaluation.as_dict())
+    else:
+        show.recall({"STAIR": evaluation})
+
+
+@app.command()
 def info(as_json: JsonOption = False) -> None:
     """Show versions, devices, which kernels are there, what is missing and the command that gets it.
 
@@ -202,6 +313,12 @@ def _words(inputs: list[str] | None) -> list[str]:
     return ["-"]
 
 
+def _require_checkpoint(folder: Path) -> Path:
+    from stair.checkpoint import require_checkpoint
+
+    return require_checkpoint(folder)
+
+
 def _load(folder: Path) -> tuple[Any, Any]:
     from stair.checkpoint import load
 
@@ -214,11 +331,8 @@ def _encoded(found: list[Any], folder: Path, k: int | None, batch: int) -> tuple
     from stair.encode import encode as encode_inputs
 
     model, processor = _load(folder)
-    with progress_bars() as bars:
-        task = bars.add_task("encoding", total=len(found), note="")
-        rows = encode_inputs(
-            model, processor, found, k=k, batch=batch, advance=lambda count: bars.advance(task, count)
-        )
+    with stages() as progress:
+        rows = encode_inputs(model, processor, found, k=k, batch=batch, progress=progress)
     return model, processor, rows
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperGroup
 
 BAD_INPUT = 2
@@ -77,9 +87,9 @@ def _describe_os(error: OSError) -> tuple[str, int]:
     if isinstance(error, FileNotFoundError):
         return f"{name}: no such file or folder; check the path", BAD_INPUT
     if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
-        return f"{name}: {error.strerror.lower()}; check the path", BAD_INPUT
+        return f"{name}: {(error.strerror or str(error)).lower()}; check the path", BAD_INPUT
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return f"{name}: no permission ({error.strerror.lower()}); choose another folder or change its rights", ENVIRONMENT
+        return f"{name}: no permission to write or read it; choose another folder or change its rights", ENVIRONMENT
     return f"{name}: {error.strerror or error}", ENVIRONMENT
 
 
@@ -94,7 +104,7 @@ def reported(debug: bool = False) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError):  # `stair ... | head` has seen enough
-            sys.stdout = None  # type: ignore[assignment]
+            _close_stdout()
             raise SystemExit(0) from None
         message, code = describe(error)
         if debug:
@@ -107,7 +117,9 @@ def reported(debug: bool = False) -> Iterator[None]:
 class Commands(TyperGroup):
     """The command group: `--debug` is understood anywhere, and every error ends in `reported`."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
         debug = "--debug" in options
@@ -115,7 +127,7 @@ class Commands(TyperGroup):
             words.remove("--debug")
         quiet_libraries(debug)
         with reported(debug):
-            code = super().main(words, *rest, standalone_mode=False, **extra)
+            code = super().main(words, standalone_mode=False, **extra)
         if standalone_mode:
             raise SystemExit(code if isinstance(code, int) else 0)
         return code
@@ -124,41 +136,76 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            sys.stdout = None  # type: ignore[assignment]
+            _close_stdout()
             return 0
         except KeyboardInterrupt as stop:  # typer's own handler would exit without a word
             raise StoppedError(str(stop) or "stopped by Ctrl-C") from stop
 
 
+def _close_stdout() -> None:
+    """So that the interpreter does not flush into the closed pipe when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def quiet_libraries(debug: bool) -> None:
     """Keeps the notices of libraries out of a command's stderr, unless `debug`."""
-    import os
-    import warnings
-
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         warnings.simplefilter("ignore")
+        if "transformers" in sys.modules:  # it has read its environment already
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
 
 
-def progress_bars() -> Progress:
-    """Progress bars on stderr, gone when the work ends; stdout stays clean for what the command prints."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+STAGES = {
+    "pictures": "drawing pictures",
+    "features": "image features",
+    "train": "training",
+    "baseline": "training dense CLIP",
+    "eager": "timing eager PyTorch",
+    "evaluate": "evaluating",
+    "encode": "encoding",
+    "index": "indexing",
+}
 
 
-def number(value: float) -> str:
-    """A count as people read it: 1,482; 3.4; 12 M."""
-    if value >= 1e6:
-        return f"{value / 1e6:.1f} M"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int, dict[str, Any]], None]]:
+    """A progress callback (stage, done, total, numbers) that draws one bar a stage on stderr.
+
+    The bars are gone when the work ends, and stdout stays clean for what the command prints. Nothing is drawn when
+    stderr is no terminal.
+    """
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    note = TextColumn("[dim]{task.fields[note]}")
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn("{task.description}"), *columns, note, console=err, transient=True, disable=not err.is_terminal
+    ) as bars:
+
+        def progress(stage: str, done: int, total: int, numbers: dict[str, Any]) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(STAGES.get(stage, stage), note="")
+            note = ", ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "accuracy") if name in numbers)
+            bars.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield progress
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 340 ms, 4.2 s, 7 min 05 s."""
+    if round(1000 * seconds) < 1000:
+        return f"{1000 * seconds:.0f} ms"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def megabytes(amount: float) -> str:
+    """Memory as people say it: 850 MB, 1.2 GB."""
+    return f"{amount / 1000:.1f} GB" if amount >= 1000 else f"{amount:.0f} MB"

@@ -37,12 +37,13 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
     means the lines of stdin, and everything else is a text itself.
 
     Raises:
-        ValueError: an empty text, a folder without pictures, a file that is neither, or nothing at all.
-        FileNotFoundError: a picture or text file that is not there.
+        ValueError: an empty text, a file that is not there or neither, a folder without pictures, or nothing at all.
     """
     inputs: list[Input] = []
     for word in words:
         path = Path(word)
+        if not word.strip():
+            raise ValueError("text: expected words, got an empty text")
         if word == "-":
             inputs += _lines(sys.stdin, "stdin")
         elif path.is_dir():
@@ -57,8 +58,6 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
         elif path.is_file():
             known = ", ".join(SUFFIXES + TEXT_SUFFIXES)
             raise ValueError(f"{word} is neither a picture nor a text file by its name; expected one of {known}")
-        elif not word.strip():
-            raise ValueError("text: expected words, got an empty text")
         else:
             inputs.append(Input(word, text=word))
     if not inputs:
@@ -76,7 +75,7 @@ def pictures_below(folder: Path) -> list[Path]:
 
 def _require_file(path: Path, kind: str) -> None:
     if not path.is_file():
-        raise FileNotFoundError(2, f"no such {kind}", str(path))
+        raise ValueError(f"{path}: no such {kind}; check the path")
 
 
 def _lines(stream: IO[str], name: str) -> list[Input]:
@@ -93,17 +92,15 @@ def encode(
     *,
     k: int | None = None,
     batch: int = 32,
-    advance: Callable[[int], None] = lambda count: None,
+    progress: Callable[[str, int, int, dict[str, Any]], None] = lambda stage, done, total, numbers: None,
 ) -> SparseRows:  # [N, K]
-    """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says.
-
-    `advance` is told the number of inputs after every batch.
-    """
+    """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says."""
     import torch
 
     from stair_kernels import SparseRows
 
     parts: list[SparseRows] = []
+    done = 0
     with torch.inference_mode():
         for group in _batches(inputs, batch):
             if group[0].picture is None:
@@ -111,7 +108,8 @@ def encode(
             else:
                 pictures = [read_picture(entry.picture) for entry in group if entry.picture is not None]
                 parts.append(model.encode_image(**processor(images=pictures), k=k))
-            advance(len(group))
+            done += len(group)
+            progress("encode", done, len(inputs), {})
     return SparseRows.cat(parts)
 
 
@@ -149,7 +147,7 @@ def write_rows(path: Path, rows: SparseRows, inputs: Sequence[Input], vocabulary
     if path.suffix != ".npz":
         raise ValueError(f"--out {path}: expected a name ending in .npz or .jsonl")
     csr = rows.to_csr()
-    arrays = {
+    arrays: dict[str, Any] = {
         "format": np.array(b"csr"),
         "shape": np.array(rows.shape),
         "indptr": csr.crow_indices().numpy(),

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from stair.search import unit_rows
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -74,6 +72,8 @@ def explain(
     """
     import torch
 
+    from stair.evaluate import unit
+
     if text is None and image is None:
         raise ValueError("--text, --image: expected at least one of the two")
     text_terms: list[Term] = []
@@ -83,10 +83,10 @@ def explain(
         if text is not None:
             tensors = processor(text=[text])
             pieces = [processor.term(int(piece)) for piece in tensors["input_ids"][0]]
-            rows = unit_rows(model.encode_text(**tensors, k=k))
+            rows = unit(model.encode_text(**tensors, k=k))
             text_terms = _terms(rows, processor, lambda position: pieces[position])
         if image is not None:
-            rows = unit_rows(model.encode_image(**processor(images=[image]), k=k))
+            rows = unit(model.encode_image(**processor(images=[image]), k=k))
             image_terms = _terms(rows, processor, lambda position: place(position, grid))
     both = text is not None and image is not None
     shared = share(text_terms, image_terms) if both else []
@@ -96,7 +96,7 @@ def explain(
 
 
 def _terms(rows: SparseRows, processor: STAIRProcessor, where: Callable[[int], str]) -> list[Term]:
-    """The entries of the only row, heaviest first; a head that tells no positions (the reference one) gives -1 and ""."""
+    """The entries of the only row, heaviest first; without positions (the reference head) they say -1 and ""."""
     values, indices = rows.values[0].tolist(), rows.indices[0].tolist()
     positions = [-1] * rows.k if rows.positions is None else rows.positions[0].tolist()
     return [
@@ -110,9 +110,18 @@ def share(text_terms: list[Term], image_terms: list[Term]) -> list[SharedTerm]:
     """The terms of both sides, largest part of the score first."""
     seen = {term.term: term for term in image_terms}
     pairs = [(term, seen[term.term]) for term in text_terms if term.term in seen]
-    score = sum(a.weight * b.weight for a, b in pairs)
+    score = sum(left.weight * right.weight for left, right in pairs)
     shared = [
-        SharedTerm(a.term, a.weight, b.weight, a.weight * b.weight / score, a.where, b.where, b.position) for a, b in pairs
+        SharedTerm(
+            term=left.term,
+            text_weight=left.weight,
+            image_weight=right.weight,
+            share=left.weight * right.weight / score,
+            text_where=left.where,
+            image_where=right.where,
+            image_position=right.position,
+        )
+        for left, right in pairs
     ]
     return sorted(shared, key=lambda term: -term.share)
 

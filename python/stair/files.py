@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _place(path: Path | str) -> tuple[Path, Path]:
+    """(where `path` really is, behind links and "."; a temporary name beside it), the folder above it made."""
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place, place.with_name(f".{place.name}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -23,15 +26,13 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         path: the file to write; its folder is made when missing.
         mode: "w" for text in UTF-8, "wb" for bytes.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    place, temporary = _place(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,19 +40,18 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 @contextmanager
 def replacing_folder(path: Path | str) -> Iterator[Path]:
     """An empty temporary folder that takes `path`'s place, contents and all, when the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    place, temporary = _place(path)
+    old = temporary.with_suffix(".old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        if place.exists():
+            os.replace(place, old)
+        os.replace(temporary, place)
     finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
+        if old.exists() and not place.exists():
+            os.replace(old, place)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -51,15 +51,16 @@ class Info:
 def collect() -> Info:
     """Looks at this machine; a part that is missing or does not load is an entry, never an exception."""
     kernels, problem = _kernels()
-    own = kernels.__version__ if kernels is not None else _version("stair-kernels")
-    versions: dict[str, str | None] = {"stair-kernels": own, "python": platform.python_version()}
-    versions |= {name: _version(name) for name in PACKAGES}
+    own = kernels.__version__ if kernels is not None else version("stair-kernels")
+    versions: dict[str, str | None] = {"stair-kernels": own, "python": platform.pythonversion()}
+    versions |= {name: version(name) for name in PACKAGES}
     isa = kernels.cpu_isa() if kernels is not None else None
     cpu = {"name": _cpu_name(), "cores": os.cpu_count(), "memory_gib": _memory_gib(), "isa": isa}
     return Info(versions, cpu, _gpus(), _parts(problem), _operators() if kernels is not None else {})
 
 
-def _version(distribution: str) -> str | None:
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -86,9 +87,9 @@ def _parts(problem: str) -> list[Part]:
     parts = [
         library("_C", "operators on the CPU", BUILD),
         library("_index", "the sparse index", BUILD),
-        library("_C_cuda", "operators on NVIDIA GPUs (CUDA C++)", f"install the CUDA toolkit, then STAIR_CUDA=ON {BUILD}"),
+        library("_C_cuda", "operators on NVIDIA GPUs (CUDA C++)", f"install the CUDA toolkit, then {BUILD}"),
     ]
-    triton = _version("triton")
+    triton = version("triton")
     parts.append(
         Part(
             "triton",
@@ -98,7 +99,7 @@ def _parts(problem: str) -> list[Part]:
             "" if triton else "pip install triton (Linux with an NVIDIA GPU)",
         )
     )
-    missing = [package for package in DEMO_PACKAGES if _version(package) is None]
+    missing = [package for package in DEMO_PACKAGES if version(package) is None]
     note = f"missing {', '.join(missing)}" if missing else "all there"
     get = f"pip install {' '.join(missing)}" if missing else ""
     parts.append(Part("demo data", "pictures and words for `stair demo`", not missing, note, get))

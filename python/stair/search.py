@@ -45,14 +45,6 @@ class Hit:
         return asdict(self)
 
 
-def unit_rows(rows: SparseRows) -> SparseRows:
-    """rows / |rows|_2, so that a dot product is the cosine the model was trained with; an empty row stays empty."""
-    from stair_kernels import SparseRows
-
-    length = rows.values.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return SparseRows(rows.values / length, rows.indices, rows.positions, rows.vocab_size)
-
-
 def matches_of(
     query: tuple[np.ndarray, np.ndarray],  # weights [K], vocabulary entries [K]
     item: tuple[np.ndarray, np.ndarray],
@@ -89,13 +81,14 @@ def save_collection(
     Raises:
         ValueError: when the numbers of rows and items differ, or `folder` holds something else.
     """
+    from stair.evaluate import unit
     from stair_kernels import SparseIndex
 
     folder, model_dir = Path(folder), Path(model_dir)
     if len(rows) != len(items):
         raise ValueError(f"items: expected {len(rows)}, one a row, got {len(items)}")
     require_replaceable(folder)
-    unit = unit_rows(rows.detach().to("cpu"))
+    units = unit(rows.detach().to("cpu"))
     header = {
         "format": FORMAT,
         "model": os.path.relpath(model_dir, folder),
@@ -104,9 +97,9 @@ def save_collection(
         "items": list(items),
     }
     with replacing_folder(folder) as temporary:
-        SparseIndex.build(unit).save(temporary)
+        SparseIndex.build(units).save(temporary)
         for name in ("values", "indices", "positions"):
-            tensor = getattr(unit, name)
+            tensor = getattr(units, name)
             if tensor is not None:
                 np.save(temporary / f"{name}.npy", tensor.numpy())
         (temporary / SIDECAR).write_text(json.dumps(header, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -156,17 +149,19 @@ class Collection:
         """Raises ValueError when `model_dir` is another model than the one that made the index."""
         if fingerprint(model_dir) != self.model_sha256:
             raise ValueError(
-                f"{model_dir} is not the checkpoint that built {self.folder}: leave --model out, or build the index again"
-                f" with `stair index --model {model_dir}`"
+                f"{model_dir} is not the checkpoint that built {self.folder}: leave --model out, or build the index"
+                f" again with `stair index --model {model_dir}`"
             )
 
     def search(self, query: SparseRows, k: int, vocabulary: Sequence[str]) -> list[list[Hit]]:
         """For each of the Q query rows its best k items, best first; items that share no entry are not found."""
-        unit = unit_rows(query.detach().to("cpu"))
-        scores, ids = (np.asarray(array) for array in self.index.search(unit, k))
-        values, indices = unit.values.numpy(), unit.indices.numpy()
+        from stair.evaluate import unit
+
+        units = unit(query.detach().to("cpu"))
+        scores, ids = (np.asarray(array) for array in self.index.search(units, k))
+        values, indices = units.values.numpy(), units.indices.numpy()
         found: list[list[Hit]] = []
-        for row in range(len(unit)):
+        for row in range(len(units)):
             hits: list[Hit] = []
             for score, position in zip(scores[row], ids[row]):
                 if position < 0 or score <= 0:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from stair.console import out
+from stair.console import duration, megabytes, out
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stair.demo import DemoResult
+    from stair.evaluate import Evaluation
     from stair.explain import Explanation, Term
     from stair.info import Info
     from stair.search import Hit
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SHADES = " ░▒▓█"
+RECALL_RIGHT = ("queries", "1", "5", "10")
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
@@ -104,12 +109,47 @@ def _heat_map(result: Explanation) -> None:
         out.print("  " + "".join(shade * 2 for shade in shades) + "|", markup=False)
 
 
-def recall(rows: Sequence[dict[str, Any]]) -> None:
-    """Recall at 1, 5 and 10 in per cent; `rows` as stair.evaluate and the demo give them."""
-    made = table("recall of 100 queries", "n", "model", "@1", "@5", "@10", right=("n", "@1", "@5", "@10"))
-    for row in rows:
-        made.add_row(row["title"], f"{row['n']:,}", row["model"], *(f"{value:.1f}" for value in row["recall"]))
+def recall(evaluations: dict[str, Evaluation]) -> None:
+    """Recall at 1, 5 and 10 in per cent, models one below the other; then the active terms."""
+    made = table("of 100 queries, found among the first", "queries", "model", "1", "5", "10", right=RECALL_RIGHT)
+    names = list(evaluations)
+    for group in zip(*(evaluation.recalls for evaluation in evaluations.values())):
+        for name, found in zip(names, group):
+            first = name == names[0]
+            what = f"{escape(found.set)}, {found.direction}" if first else ""
+            numbers = (f"{value:.1f}" for value in (found.r1, found.r5, found.r10))
+            made.add_row(what, f"{found.count:,}" if first else "", name, *numbers)
     out.print(made)
+    for name, evaluation in evaluations.items():
+        if evaluation.image_active:
+            counts = f"{evaluation.text_active:.1f} active terms a text, {evaluation.image_active:.1f} a picture"
+            out.print(f"{name}: {counts}")
+
+
+def demo(result: DemoResult, page: Path) -> None:
+    """Recall, what training cost beside eager PyTorch, and what to do next."""
+    evaluations = {"STAIR": result.evaluation}
+    if result.baseline_evaluation is not None:
+        evaluations["dense CLIP"] = result.baseline_evaluation
+    recall(evaluations)
+    cost = table("training", "steps", "a step", "peak memory", right=("steps", "a step", "peak memory"))
+    trained = result.train
+    cost.add_row("STAIR, fused", f"{trained.steps:,}", duration(trained.step_ms / 1000), megabytes(trained.peak_rss_mb))
+    if trained.eager_step_ms is not None:
+        eager_memory = megabytes(trained.eager_peak_rss_mb or 0)
+        cost.add_row("STAIR, eager PyTorch", "", duration(trained.eager_step_ms / 1000), eager_memory)
+    if result.baseline is not None:
+        dense = result.baseline
+        cost.add_row("dense CLIP", f"{dense.steps:,}", duration(dense.step_ms / 1000), "")
+    out.print(cost)
+    out.print(f"{duration(result.seconds['all'])} in all. Next:", markup=False)
+    folder = result.out_dir
+    out.print(f"  open {page}", markup=False, soft_wrap=True)
+    out.print(f'  stair search --index {folder}/index "a red fruit"', markup=False, soft_wrap=True)
+    picture = f"{folder}/pictures/{result.styles[-1]}/1F34E.png"
+    out.print(
+        f'  stair explain --model {folder}/model --text "a red fruit" --image {picture}', markup=False, soft_wrap=True
+    )
 
 
 def info(found: Info) -> None:
@@ -127,7 +167,8 @@ def info(found: Info) -> None:
     out.print(made)
     made = table("part", "for", "", "")
     for part in found.parts:
-        made.add_row(part.name, part.purpose, "[green]there[/]" if part.there else "[yellow]missing[/]", escape(part.note))
+        state = "[green]there[/]" if part.there else "[yellow]missing[/]"
+        made.add_row(part.name, part.purpose, state, escape(part.note))
     out.print(made)
     for device, names in found.operators.items():
         out.print(f"[bold]operators on {device}:[/] {', '.join(names) or '[dim]none[/]'}")

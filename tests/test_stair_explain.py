@@ -1,0 +1,88 @@
+"""stair.explain: the terms of a text and a picture, and where each was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_stair import save_checkpoint, save_pictures
+
+import stair_kernels as sk
+from stair import STAIRModel, STAIRProcessor
+from stair.checkpoint import load
+from stair.evaluate import unit
+from stair.explain import explain, heat, place
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[STAIRModel, STAIRProcessor]:
+    return load(save_checkpoint(tmp_path_factory.mktemp("explain") / "model"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
+    return Image.open(save_pictures(tmp_path_factory.mktemp("pictures")) / "red.png")
+
+
+def test_the_score_is_the_cosine_and_the_shares_are_its_parts(
+    loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image
+) -> None:
+    model, processor = loaded
+    result = explain(model, processor, text="a red fruit", image=picture)
+    text = model.encode_text(**processor(text="a red fruit"))
+    image = model.encode_image(**processor(images=picture))
+    assert result.score == pytest.approx(sk.sparse_dot(unit(text), unit(image)).item(), rel=1e-5)
+    assert len(result.shared) > 0
+    assert sum(term.share for term in result.shared) == pytest.approx(1)
+    for term in result.shared:
+        assert term.share == pytest.approx(term.text_weight * term.image_weight / result.score)
+    assert len(result.text_terms) == int(text.nnz())
+    assert len(result.image_terms) == int(image.nnz())
+
+
+def test_each_term_names_the_position_that_won(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> None:
+    model, processor = loaded
+    result = explain(model, processor, text="a red fruit", image=picture)
+    pieces = ["[CLS]", "a", "red", "fruit", "[SEP]"]
+    rows = model.encode_text(**processor(text="a red fruit"))
+    assert [term.where for term in result.text_terms] == [pieces[p] for p in rows.positions[0].tolist() if p >= 0]
+    rows = model.encode_image(**processor(images=picture))
+    assert [term.position for term in result.image_terms] == [p for p in rows.positions[0].tolist() if p >= 0]
+
+
+def test_one_side_alone(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> None:
+    only_text = explain(*loaded, text="a red fruit")
+    assert only_text.score is None
+    assert only_text.image_terms == []
+    only_image = explain(*loaded, image=picture, image_name="red.png", k=3)
+    assert only_image.image == "red.png"
+    assert len(only_image.image_terms) == 3
+
+
+def test_nothing_or_an_empty_text_is_refused(loaded: tuple[STAIRModel, STAIRProcessor]) -> None:
+    with pytest.raises(ValueError, match="at least one of the two"):
+        explain(*loaded)
+    with pytest.raises(ValueError, match="text: expected words"):
+        explain(*loaded, text="  ")
+
+
+def test_heat_holds_every_share_once(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> None:
+    result = explain(*loaded, text="a red fruit", image=picture)
+    cells = heat(result.shared, result.grid)
+    assert len(cells) == len(cells[0]) == 2
+    assert sum(map(sum, cells)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        (0, "top left (1, 1)"),
+        (6, "top right (1, 7)"),
+        (24, "centre (4, 4)"),
+        (45, "bottom (7, 4)"),
+        (21, "left (4, 1)"),
+    ],
+)
+def test_places_are_said_in_words(position: int, words: str) -> None:
+    assert place(position, 7) == words

@@ -1,0 +1,211 @@
+"""The demo's page: one file that loads nothing, with the run's pictures, searches and numbers in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tiny_stair import COLORS, save_checkpoint, save_pictures
+
+from stair.checkpoint import load
+from stair.console import duration, megabytes
+from stair.demo import DemoResult
+from stair.emoji import ATTRIBUTIONS
+from stair.encode import encode, read_inputs
+from stair.evaluate import Evaluation, Recall
+from stair.page import QUERIES, write_page
+from stair.search import save_collection
+from stair.train import TrainResult
+
+VOID = {"meta", "link", "img", "br"}
+LOADS = {"src", "srcset", "poster", "data", "background"}
+
+
+class Page(HTMLParser):
+    """Every element's attributes, the visible text, and whether each element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def recalls(start: float) -> list[Recall]:
+    names = [("seen concepts, blobs pictures", 1334), ("held-out concepts, blobs pictures", 148)]
+    directions = ("text to image", "image to text")
+    return [
+        Recall(name, direction, count, count, start + place, start + place + 20, start + place + 30)
+        for place, (name, count, direction) in enumerate((*entry, d) for entry in names for d in directions)
+    ]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    """A finished demo over four pictures, with a name that would break a page that does not escape."""
+    folder = tmp_path_factory.mktemp("page")
+    save_checkpoint(folder / "model")
+    inputs = read_inputs([str(save_pictures(folder / "pictures"))])
+    items = [
+        {
+            "name": f"{entry.name} <b>disc</b>",
+            "style": "blobs" if number % 2 else "discs",
+            "held_out": number > 1,
+            "picture": f"../pictures/{entry.name}.png",
+        }
+        for number, entry in enumerate(inputs)
+    ]
+    save_collection(folder / "index", encode(*load(folder / "model"), inputs), items, folder / "model")
+    log = [{"step": step, "stage": 1, "loss": 9.0 - step} for step in range(1, 4)]
+    log += [{"step": step, "stage": 2, "loss": 5.0, "text_active": 9, "image_active": 60} for step in range(4, 9)]
+    trained = TrainResult("model", 321, 245.0, 456.0, 1234.0, log, eager_step_ms=2345.0, eager_peak_rss_mb=3456.0)
+    return DemoResult(
+        out_dir=str(folder),
+        concepts=1482,
+        held_out=148,
+        styles=["discs", "blobs"],
+        vocab_size=80,
+        train=trained,
+        evaluation=Evaluation(recalls(11.3), 17.0, 53.0),
+        baseline=TrainResult(None, 321, 99.0, 88.0, 999.0, [{"step": 1, "stage": 2, "loss": 4.0}]),
+        baseline_evaluation=Evaluation(recalls(10.4)),
+        seconds={"all": 425.0},
+        attributions=list(ATTRIBUTIONS.values()),
+    )
+
+
+@pytest.fixture(scope="module")
+def html(result: DemoResult) -> str:
+    return write_page(result, Path(result.out_dir) / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed(html: str) -> None:
+    page = Page(html)
+    assert page.open == []
+    assert html.startswith("<!doctype html>")
+    identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_page_loads_nothing(html: str) -> None:
+    page = Page(html)
+    for tag, attrs in page.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "base"), tag
+        for name, value in attrs.items():
+            if name in LOADS or (tag == "link" and name == "href"):
+                assert value.startswith("data:"), (tag, name, value[:60])
+            if name in ("xlink:href", "href") and tag != "a":
+                assert value.startswith(("#", "data:")), (tag, value[:60])
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)", html)
+
+
+def test_pictures_are_inside_and_searches_show_them(html: str, result: DemoResult) -> None:
+    page = Page(html)
+    pictures = [attrs for tag, attrs in page.elements if tag == "img"]
+    assert len(pictures) >= len(COLORS) + len(QUERIES)
+    assert all(attrs["src"].startswith("data:image/webp;base64,") and attrs["alt"] for attrs in pictures)
+    for query in QUERIES:
+        assert query in page.text
+    assert "new concept and style" in page.text
+
+
+def test_the_numbers_are_the_result_s(html: str, result: DemoResult) -> None:
+    text = Page(html).text
+    assert result.baseline_evaluation is not None
+    for evaluation in (result.evaluation, result.baseline_evaluation):
+        for recall in evaluation.recalls:
+            for value in (recall.r1, recall.r5, recall.r10):
+                assert f"{value:.1f}" in text
+    for shown in (
+        "1,334",
+        "148",
+        "1,482",
+        "321",
+        "456 ms",
+        "2.3 s",
+        "1.2 GB",
+        "3.5 GB",
+        "4 min 05 s",
+        "7 min 05 s",
+        "53",
+    ):
+        assert shown in text, shown
+
+
+def test_the_better_model_is_marked(html: str) -> None:
+    rows = re.findall(r'<td class="([^"]*)">([\d.]+)</td>', html)
+    assert rows[:6] == [
+        ("stair best", "11.3"), ("stair best", "31.3"), ("stair best", "41.3"), ("", "10.4"), ("", "30.4"), ("", "40.4"),
+    ]  # fmt: skip
+
+
+def test_every_source_is_attributed(html: str) -> None:
+    page = Page(html)
+    links = {attrs["href"] for tag, attrs in page.elements if tag == "a"}
+    for source in ATTRIBUTIONS.values():
+        assert source["url"] in links
+        for part in ("name", "what", "licence"):
+            assert source[part] in page.text
+    for licence in ("CC BY-SA 4.0", "CC-BY 4.0", "MIT", "Apache-2.0"):
+        assert licence in page.text
+
+
+def test_names_are_escaped(html: str) -> None:
+    assert "<b>disc</b>" not in html
+    assert "red <b>disc</b>" in Page(html).text
+
+
+def test_a_plot_is_inline_and_takes_the_page_s_colours(html: str) -> None:
+    svg = html[html.index("<svg") : html.index("</svg>")]
+    assert "var(--c1)" in svg
+    assert "currentColor" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'"#[^"]*"|url\(#[^)]*\)|id="[^"]*"', "", svg))
+
+
+def test_without_a_baseline_and_without_eager_steps_the_page_claims_neither(result: DemoResult, tmp_path: Path) -> None:
+    train = dataclasses.replace(result.train, eager_step_ms=None, eager_peak_rss_mb=None)
+    alone = dataclasses.replace(result, train=train, baseline=None, baseline_evaluation=None)
+    text = Page(write_page(alone, tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "CLIP" not in text.replace("trained like CLIP", "")
+    assert "in eager PyTorch" not in text
+    assert "11.3" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.34, "340 ms"),
+        (4.2, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1 min 00 s"),
+        (425, "7 min 05 s"),
+        (0.9996, "1.0 s"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_megabytes() -> None:
+    assert (megabytes(853.2), megabytes(1234)) == ("853 MB", "1.2 GB")
