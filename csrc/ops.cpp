@@ -20,7 +20,8 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def(
       "vocab_pool_backward(Tensor grad_out, Tensor out, Tensor positions, Tensor hidden, Tensor weight, "
       "Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
-  // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero
+  // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero; bfloat16 [.., ceil(D / 2), 32] in
+  // pairs
   m.def("pack_vocab(Tensor weight) -> Tensor");
   // -> values [B, k] float32, indices [B, k] int32
   m.def("topk(Tensor dense, int k) -> (Tensor, Tensor)");
@@ -34,6 +35,6 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def("flops(Tensor values, Tensor indices, int vocab_size) -> (Tensor, Tensor)");
   // a b^T [M, N] float32 of a [M, K], b [N, K]: the same bits for any number of threads
   m.def("matmul_nt(Tensor a, Tensor b) -> Tensor");
-  // The instruction set that the CPU kernels run on: amx, avx512, avx2 or generic.
+  // The instruction set that the CPU kernels run on.
   m.def("cpu_isa() -> str");
 }

@@ -76,7 +76,8 @@ def _(
 
 @torch.library.register_fake("stair::pack_vocab")
 def _(weight: Tensor) -> Tensor:
-    return weight.new_empty(((weight.shape[0] + 127) // 128 * 8, weight.shape[1], 16))
+    group = 2 if weight.dtype == torch.bfloat16 else 1
+    return weight.new_empty(((weight.shape[0] + 127) // 128 * 8, (weight.shape[1] + group - 1) // group, 16 * group))
 
 
 @torch.library.register_fake("stair::topk")

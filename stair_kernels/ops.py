@@ -23,14 +23,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class PackedVocab:
     """A vocabulary head laid out once for serving (see pack_vocab); accepted wherever `weight` is; inference only."""
 
-    panels: Tensor  # [8 * ceil(V / 128), D, 16], the dtype of the weight
+    panels: Tensor  # the weight in the order in which the kernels read it, in its dtype
     bias: Tensor | None  # [V]
-    vocab_size: int  # V
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(V, D), the shape of the weight."""
-        return self.vocab_size, self.panels.shape[1]
+    shape: tuple[int, int]  # (V, D), of the weight
 
 
 def vocab_topk(
@@ -91,9 +86,8 @@ def pack_vocab(weight: Tensor, bias: Tensor | None = None) -> PackedVocab:
         ValueError: on a wrong shape or dtype.
     """
     _check_weight(weight, bias)
-    return PackedVocab(
-        torch.ops.stair.pack_vocab(weight.detach()), None if bias is None else bias.detach(), weight.shape[0]
-    )
+    panels = torch.ops.stair.pack_vocab(weight.detach())
+    return PackedVocab(panels, None if bias is None else bias.detach(), (weight.shape[0], weight.shape[1]))
 
 
 def topk(dense: Tensor, k: int) -> SparseRows:
@@ -136,7 +130,7 @@ def flops(rows: SparseRows) -> Tensor:  # [] float32
 
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU kernels: avx512, avx2 or generic; STAIR_CPU_ISA forces one."""
+    """The instruction set of the CPU kernels: avx512_bf16, avx512, avx2 or generic; STAIR_CPU_ISA forces one."""
     return torch.ops.stair.cpu_isa()
 
 
@@ -200,13 +194,13 @@ def _head_args(
     """The checked arguments that vocab_topk and vocab_pool share, in the order of their schemas."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    packed_vocab = None
+    packed_vocab, width = None, weight.shape[-1]
     if isinstance(weight, PackedVocab):
         if bias is not None:
             raise ValueError("bias: expected None with a PackedVocab (pack_vocab(weight, bias) holds it), got a tensor")
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise ValueError("weight: expected a tensor where gradients are wanted, got a PackedVocab (inference only)")
-        packed_vocab, bias, weight = weight.vocab_size, weight.bias, weight.panels
+        packed_vocab, bias, weight = weight.shape[0], weight.bias, weight.panels
     else:
         _check_weight(weight, bias)
     if torch.is_autocast_enabled(hidden.device.type):
@@ -219,8 +213,8 @@ def _head_args(
     if weight.device != hidden.device:
         raise ValueError(f"weight: expected device {hidden.device} like hidden, got {weight.device}")
     _check_layout(hidden, mask, cu_seqlens)
-    if hidden.shape[-1] != weight.shape[1]:
-        raise ValueError(f"weight: expected [V, {hidden.shape[-1]}] like hidden, got [V, {weight.shape[1]}]")
+    if hidden.shape[-1] != width:
+        raise ValueError(f"weight: expected [V, {hidden.shape[-1]}] like hidden, got [V, {width}]")
     if hidden.dim() == 2 and cu_seqlens is None:
         hidden = hidden.unsqueeze(1)
     return hidden, weight, bias, mask, cu_seqlens, packed_vocab

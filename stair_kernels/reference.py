@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "log_relu": lambda x: torch.log1p(torch.relu(x)),
     "relu": torch.relu,
     "log_log_relu": lambda x: torch.log1p(torch.log1p(torch.relu(x))),
-    "elu1p": lambda x: F.elu(x) + 1,
+    "elu1p": lambda x: torch.where(x > 0, x + 1, x.clamp(max=0).exp()),  # elu(x) + 1 without its cancellation
 }
 RELU_FAMILY = ("log_relu", "relu", "log_log_relu")
 

@@ -17,8 +17,14 @@ std::vector<const SimdKernels*> available() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
+    bool pairs = __builtin_cpu_supports("avx512bf16");
+    // VDPBF16PS does two multiplications where an FMA does one: measured 1.9x on Zen 4. On Intel it issues at half
+    // rate.
+    if (pairs && __builtin_cpu_is("amd")) found.push_back(&avx512_bf16::kernels);
     found.push_back(&avx512::kernels);
+    if (pairs && !__builtin_cpu_is("amd")) found.push_back(&avx512_bf16::kernels);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     found.push_back(&avx2::kernels);
 #endif

@@ -2,7 +2,7 @@
 #include "cpu/simd.h"
 
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -58,43 +58,67 @@ inline float element(const void* p, int64_t i) {
   return kDtype == Dtype::kBFloat16 ? from_bfloat16(bits) : from_half(bits);
 }
 
-template <template <Dtype> class Function, class... Args>
-inline void by_dtype(Dtype dtype, Args... args) {
-  if (dtype == Dtype::kFloat) return Function<Dtype::kFloat>::run(args...);
-  if (dtype == Dtype::kBFloat16) return Function<Dtype::kBFloat16>::run(args...);
-  Function<Dtype::kHalf>::run(args...);
+// Words `step` of a row: one element as float32, or elements 2 step and 2 step + 1 as a bfloat16 pair.
+template <Dtype kDtype, bool kPairs>
+inline Word word(const void* row, int64_t stride, int64_t D, int64_t step) {
+  if constexpr (kPairs) {
+    auto* bits = static_cast<const uint16_t*>(row);
+    Word high = 2 * step + 1 < D ? bits[(2 * step + 1) * stride] : 0;
+    return bits[2 * step * stride] | high << 16;
+  }
+  float value = element<kDtype>(row, step * stride);
+  Word result;
+  std::memcpy(&result, &value, 4);
+  return result;
 }
 
-template <Dtype kDtype>
-struct Load {
-  static void run(const void* in, int64_t stride, int64_t n, float* __restrict__ out) {
+// Calls f.run<dtype, pairs>() for the values at hand; only bfloat16 comes in pairs.
+template <class Function>
+inline void by_dtype(Dtype dtype, bool pairs, Function f) {
+  if (pairs) return f.template run<Dtype::kBFloat16, true>();
+  if (dtype == Dtype::kFloat) return f.template run<Dtype::kFloat, false>();
+  if (dtype == Dtype::kBFloat16) return f.template run<Dtype::kBFloat16, false>();
+  f.template run<Dtype::kHalf, false>();
+}
+
+struct LoadRow {
+  const void* in;
+  int64_t stride, D;
+  Word* __restrict__ out;
+  template <Dtype kDtype, bool kPairs>
+  void run() const {
+    int64_t steps = steps_of(D, kPairs);
     if (stride == 1)
-      for (int64_t i = 0; i < n; ++i) out[i] = element<kDtype>(in, i);
+      for (int64_t i = 0; i < steps; ++i) out[i] = word<kDtype, kPairs>(in, 1, D, i);
     else
-      for (int64_t i = 0; i < n; ++i) out[i] = element<kDtype>(in, i * stride);
+      for (int64_t i = 0; i < steps; ++i) out[i] = word<kDtype, kPairs>(in, stride, D, i);
   }
 };
 
-void load(const void* in, Dtype dtype, int64_t stride, int64_t n, float* out) {
-  by_dtype<Load>(dtype, in, stride, n, out);
+void load_row(const void* in, Dtype dtype, int64_t stride, int64_t D, bool pairs, Word* out) {
+  by_dtype(dtype, pairs, LoadRow{in, stride, D, out});
 }
 
-template <Dtype kDtype>
 struct PackBlock {
-  static void run(const void* weight, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
-                  float* __restrict__ out) {
-    constexpr int kStep = 64;  // of D: a panel's 16 rows x 64 floats are transposed inside L1
-    for (int panel = 0; panel < kBlockPanels; ++panel, out += D * kPanel) {
-      int columns = n - panel * kPanel;
-      for (int64_t d0 = 0; d0 < D; d0 += kStep) {
-        int64_t d1 = d0 + kStep < D ? d0 + kStep : D;
+  const void* weight;
+  int64_t stride_v, stride_d, v0;
+  int n;
+  int64_t D;
+  Word* __restrict__ out;
+
+  template <Dtype kDtype, bool kPairs>
+  void run() const {
+    constexpr int64_t kRun = 64;  // steps: a panel's 16 rows x 64 words are transposed inside L1
+    constexpr int64_t kBytes = kDtype == Dtype::kFloat ? 4 : 2;
+    int64_t steps = steps_of(D, kPairs);
+    for (int panel = 0; panel < kBlockPanels; ++panel) {
+      Word* to = out + panel * steps * kPanel;
+      for (int64_t s0 = 0; s0 < steps; s0 += kRun) {
+        int64_t s1 = s0 + kRun < steps ? s0 + kRun : steps;
         for (int c = 0; c < kPanel; ++c) {
-          if (c < columns) {
-            int64_t base = (v0 + panel * kPanel + c) * stride_v;
-            for (int64_t d = d0; d < d1; ++d) out[d * kPanel + c] = element<kDtype>(weight, base + d * stride_d);
-          } else {
-            for (int64_t d = d0; d < d1; ++d) out[d * kPanel + c] = 0.0f;
-          }
+          int64_t v = panel * kPanel + c;
+          const char* row = static_cast<const char*>(weight) + (v0 + v) * stride_v * kBytes;
+          for (int64_t s = s0; s < s1; ++s) to[s * kPanel + c] = v < n ? word<kDtype, kPairs>(row, stride_d, D, s) : 0;
         }
       }
     }
@@ -102,43 +126,75 @@ struct PackBlock {
 };
 
 void pack_block(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
-                float* out) {
-  by_dtype<PackBlock>(dtype, weight, stride_v, stride_d, v0, n, D, out);
+                bool pairs, Word* out) {
+  by_dtype(dtype, pairs, PackBlock{weight, stride_v, stride_d, v0, n, D, out});
 }
 
-// out[i][0:kColumns) = sum_d tokens[d][i] * columns[d]: one chain over d in ascending order for every element, so that
-// a logit has the same bits in whatever tile it is computed.
-template <int kM>
-void tile(const float* tokens, const float* panels, int64_t D, float* out) {
-  Vec acc[kM][kVectors] = {};
+void widen_block(const void* stored, Dtype dtype, int64_t D, Word* __restrict__ out) {
+  if (dtype != Dtype::kBFloat16) return load_row(stored, dtype, 1, kBlock * D, false, out);
+  int64_t steps = steps_of(D, true);
+  auto* from = static_cast<const Word*>(stored);
+  for (int panel = 0; panel < kBlockPanels; ++panel, out += D * kPanel, from += steps * kPanel)
+    for (int64_t d = 0; d < D; ++d)
+      for (int c = 0; c < kPanel; ++c) {
+        Word pair = from[d / 2 * kPanel + c];
+        out[d * kPanel + c] = d % 2 ? pair & 0xffff0000u : pair << 16;
+      }
+}
+
+struct FloatMath {
+  static inline Vec broadcast(Word token) {
+    float value;
+    std::memcpy(&value, &token, 4);
+    return Vec{} + value;
+  }
+  static inline Vec multiply_add(Vec sum, Vec token, Vec column) { return sum + token * column; }
+};
+
+#if defined(__AVX512BF16__)
+struct PairMath {
+  static inline Vec broadcast(Word token) { return (Vec)_mm512_set1_epi32(int(token)); }
+  static inline Vec multiply_add(Vec sum, Vec token, Vec column) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)token, (__m512bh)column);
+  }
+};
+#else
+using PairMath = FloatMath;  // never called: kernels.pairs is false
+#endif
+
+// out[i][0:kColumns) = sum over steps of tokens[step][i] * panels[step]: one chain in ascending order for every
+// element, so that a logit has the same bits in whatever tile it is computed.
+template <class Math, int kM>
+void tile(const Word* tokens, const Word* panels, int64_t steps, float* out) {
   constexpr int kPanelVectors = kPanel / kWidth;
-  for (int64_t d = 0; d < D; ++d) {
+  Vec acc[kM][kVectors] = {};
+  for (int64_t s = 0; s < steps; ++s) {
     Vec column[kVectors];
     for (int j = 0; j < kVectors; ++j)
-      column[j] = load_vec(panels + (j / kPanelVectors) * D * kPanel + d * kPanel + (j % kPanelVectors) * kWidth);
+      column[j] = *reinterpret_cast<const Vec*>(panels + (j / kPanelVectors) * steps * kPanel + s * kPanel +
+                                                (j % kPanelVectors) * kWidth);
     for (int i = 0; i < kM; ++i) {
-      float token = tokens[d * kM + i];
-      for (int j = 0; j < kVectors; ++j) acc[i][j] += token * column[j];
+      Vec token = Math::broadcast(tokens[s * kM + i]);
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = Math::multiply_add(acc[i][j], token, column[j]);
     }
   }
   for (int i = 0; i < kM; ++i)
     for (int j = 0; j < kVectors; ++j) store_vec(out + i * kBlock + j * kWidth, acc[i][j]);
 }
 
-void run_tile(int size, const float* tokens, const float* panels, int64_t D, float* out) {
+template <class Math>
+void run_tile(int size, const Word* tokens, const Word* panels, int64_t steps, float* out) {
   switch (size) {
-    case 12:
-      return tile<12 <= kTokens ? 12 : 1>(tokens, panels, D, out);
+    case kTokens:
+      return tile<Math, kTokens>(tokens, panels, steps, out);
     case 8:
-      return tile<8 <= kTokens ? 8 : 1>(tokens, panels, D, out);
-    case 6:
-      return tile<6 <= kTokens ? 6 : 1>(tokens, panels, D, out);
+      return tile<Math, 8 < kTokens ? 8 : 1>(tokens, panels, steps, out);
     case 4:
-      return tile<4 <= kTokens ? 4 : 1>(tokens, panels, D, out);
-    case 2:
-      return tile<2>(tokens, panels, D, out);
+      return tile<Math, 4 < kTokens ? 4 : 1>(tokens, panels, steps, out);
+    case kTokens == 2 ? -1:
+      2 : return tile<Math, 2>(tokens, panels, steps, out);
     default:
-      return tile<1>(tokens, panels, D, out);
+      return tile<Math, 1>(tokens, panels, steps, out);
   }
 }
 
@@ -173,12 +229,13 @@ inline bool finish(PooledBlock& state, const float* bias, float floor) {
   return any != 0;
 }
 
-void pool_block(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const float* block, int64_t D,
-                const float* bias, const float* floors, float* tile_scratch, PooledBlock* state, RowDone done,
-                void* context) {
+void pool_block(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
+                bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
+                RowDone done, void* context) {
+  auto matmul = pairs ? run_tile<PairMath> : run_tile<FloatMath>;
   for (int64_t t = 0; t < n_tiles; ++t) {
     for (int c = 0; c < kBlock; c += kColumns)
-      run_tile(tiles[t].size, tiles[t].data, block + int64_t(c / kPanel) * D * kPanel, D, tile_scratch + c);
+      matmul(tiles[t].size, tiles[t].data, block + int64_t(c / kPanel) * steps * kPanel, steps, tile_scratch + c);
     for (int i = 0; i < tiles[t].used; ++i) {
       const Token& token = tokens[tiles[t].first + i];
       fold(*state, tile_scratch + i * kBlock, token);
@@ -189,20 +246,58 @@ void pool_block(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, co
   }
 }
 
-template <Dtype kDtype>
+// log(1 + x) of x >= 0: with u = 1 + x rounded, u = 2^k m and m in [sqrt(1/2), sqrt(2)), it is k log 2 + log m + c / u,
+// c what the rounding lost. log m by the odd polynomial in (m - 1) / (m + 1) of fdlibm's e_logf.c.
+inline Vec log1p_vec(Vec x) {
+  Vec u = x + 1.0f;
+  IntVec bits = (IntVec)u;
+  IntVec k = (bits - 0x3f3504f3) >> 23;
+  Vec m = (Vec)(bits - (k << 23));
+  Vec lost = (k >= 2 ? 1.0f - (u - x) : x - (u - 1.0f)) / u;
+  Vec f = k == 0 ? x : m - 1.0f;
+  lost = k == 0 ? Vec{} : lost;
+  Vec s = f / (2.0f + f), z = s * s, w = z * z;
+  Vec tail = w * (0.40000972152f + w * 0.24279078841f) + z * (0.66666662693f + w * 0.28498786688f);
+  Vec half = 0.5f * f * f, K = __builtin_convertvector(k, Vec);
+  Vec y = s * (half + tail) + (K * 9.0580006145e-06f + lost) - half + f + K * 6.9313812256e-01f;
+  return x <= 3.402823466e38f ? y : x;  // infinity and NaN are their own logarithms
+}
+
+void log1p(float* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store_vec(x + i, log1p_vec(load_vec(x + i)));
+  if (i == n) return;
+  Vec rest = {};
+  for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
+  rest = log1p_vec(rest);
+  for (int64_t j = i; j < n; ++j) x[j] = rest[j - i];
+}
+
 struct Axpy {
-  static void run(float* __restrict__ y, float a, const void* x, int64_t n) {
+  float* __restrict__ y;
+  float a;
+  const void* x;
+  int64_t n;
+  template <Dtype kDtype, bool>
+  void run() const {
     for (int64_t i = 0; i < n; ++i) y[i] += a * element<kDtype>(x, i);
   }
 };
 
-void axpy(float* y, float a, const void* x, Dtype dtype, int64_t n) { by_dtype<Axpy>(dtype, y, a, x, n); }
+void axpy(float* y, float a, const void* x, Dtype dtype, int64_t n) { by_dtype(dtype, false, Axpy{y, a, x, n}); }
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
 
 #define STAIR_STRING_(x) #x
 #define STAIR_STRING(x) STAIR_STRING_(x)
 
 }  // namespace
 
-extern const SimdKernels kernels = {STAIR_STRING(STAIR_ISA), kTokens, load, pack_block, pool_block, axpy};
+extern const SimdKernels kernels = {
+    STAIR_STRING(STAIR_ISA), kTokens, kHasPairs, load_row, pack_block, widen_block, pool_block, log1p, axpy};
 
 }  // namespace stair::STAIR_ISA

@@ -13,9 +13,14 @@ constexpr int kMaxTokens = 12;                 // most tokens in a tile
 
 enum class Dtype : int { kFloat, kBFloat16, kHalf };
 
-// A run of tokens packed for the matmul tiles: tile t holds `size` tokens as [D][size] float32.
+// What the matmul tiles multiply: a float32, or two neighbouring bfloat16 along D (the lower half first) where the
+// instruction set multiplies pairs. A column of D elements is `steps` words: D, or ceil(D / 2) with a zero at the end.
+using Word = uint32_t;
+inline int64_t steps_of(int64_t D, bool pairs) { return pairs ? (D + 1) / 2 : D; }
+
+// A run of tokens packed for the matmul tiles: `size` tokens as [steps][size] words.
 struct TokenTile {
-  const float* data;
+  const Word* data;
   int64_t first;  // the tile's first token
   int size;       // 12, 8, 4, 2 or 1
   int used;       // tokens in it; the rest is zero
@@ -40,19 +45,26 @@ using RowDone = void (*)(void* context, PooledBlock& block);
 struct SimdKernels {
   const char* name;
   int tile_tokens;  // tokens in a full tile
+  bool pairs;       // multiplies bfloat16 in pairs
 
-  // out[c] = float(in[c * stride]) for c in [0, n)
-  void (*load)(const void* in, Dtype dtype, int64_t stride, int64_t n, float* out);
+  // The words of one row of D elements.
+  void (*load_row)(const void* in, Dtype dtype, int64_t stride, int64_t D, bool pairs, Word* out);
 
-  // Columns [v0, v0 + n) of weight [V, D] (element strides stride_v, stride_d) as panels [kBlockPanels][D][kPanel].
+  // Columns [v0, v0 + n) of weight [V, D] (element strides stride_v, stride_d) as panels [kBlockPanels][steps][kPanel].
   void (*pack_block)(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
-                     float* out);
+                     bool pairs, Word* out);
+
+  // A block stored by pack_vocab as float32 words: bfloat16 lies in pairs there, float16 singly.
+  void (*widen_block)(const void* stored, Dtype dtype, int64_t D, Word* out);
 
   // All rows of the batch against one block of columns; calls done for each row with any column above floors[row].
   // tile_scratch holds kMaxTokens * kBlock floats.
-  void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const float* block, int64_t D,
-                     const float* bias, const float* floors, float* tile_scratch, PooledBlock* state, RowDone done,
-                     void* context);
+  void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
+                     bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
+                     RowDone done, void* context);
+
+  // x = log(1 + x) for x >= 0, infinity and NaN; within 1 ulp
+  void (*log1p)(float* x, int64_t n);
 
   // y[0:n) += a * float(x[0:n))
   void (*axpy)(float* y, float a, const void* x, Dtype dtype, int64_t n);
@@ -66,6 +78,9 @@ namespace avx2 {
 extern const SimdKernels kernels;
 }
 namespace avx512 {
+extern const SimdKernels kernels;
+}
+namespace avx512_bf16 {
 extern const SimdKernels kernels;
 }
 #endif

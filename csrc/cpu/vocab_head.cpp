@@ -2,9 +2,9 @@
 
 namespace stair {
 
-TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask,
-                       const std::optional<Tensor>& cu_seqlens) {
-  D_ = hidden.size(hidden.dim() - 1);
+TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
+                       bool pairs)
+    : D_(hidden.size(hidden.dim() - 1)), pairs_(pairs) {
   first_token_.push_back(0);
   if (cu_seqlens) {
     int64_t B = cu_seqlens->size(0) - 1, T = hidden.size(0), stride = cu_seqlens->stride(0);
@@ -40,53 +40,59 @@ void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride,
 
 void TokenTiles::pack(const Tensor& hidden) {
   const auto& kernels = simd();
-  int64_t T = int64_t(tokens_.size()), full = kernels.tile_tokens, packed = 0;
+  int64_t T = int64_t(tokens_.size()), full = kernels.tile_tokens, steps = steps_of(D_, pairs_), packed = 0;
   for (int64_t t = 0; t < T; t += full) {
     int64_t used = std::min(full, T - t), size = full;
     for (int64_t smaller : {8, 4, 2, 1})
       if (used <= smaller && smaller < size) size = smaller;
     tiles_.push_back({nullptr, t, int(size), int(used)});
-    packed += size * D_;
+    packed += size * steps;
   }
-  data_.reset(new float[packed]);
-  float* next = data_.get();
+  data_.reset(new Word[packed]);
+  Word* next = data_.get();
   for (auto& tile : tiles_) {
     tile.data = next;
-    next += tile.size * D_;
+    next += tile.size * steps;
   }
   int64_t stride = hidden.stride(hidden.dim() - 1);
   torch::stable::parallel_for(0, int64_t(tiles_.size()), 8, [&](int64_t begin, int64_t end) {
-    std::unique_ptr<float[]> row(new float[D_]);
+    std::unique_ptr<Word[]> row(new Word[steps]);
     for (int64_t t = begin; t < end; ++t) {
-      auto* out = const_cast<float*>(tiles_[t].data);
+      auto* out = const_cast<Word*>(tiles_[t].data);
       int size = tiles_[t].size;
       for (int i = 0; i < size; ++i) {
         if (i < tiles_[t].used)
-          kernels.load(element_ptr(hidden, offset_[tiles_[t].first + i]), dtype_of(hidden), stride, D_, row.get());
+          kernels.load_row(element_ptr(hidden, offset_[tiles_[t].first + i]), dtype_of(hidden), stride, D_, pairs_,
+                           row.get());
         else
-          std::fill_n(row.get(), D_, 0.0f);
-        for (int64_t d = 0; d < D_; ++d) out[d * size + i] = row[d];
+          std::fill_n(row.get(), steps, 0);
+        for (int64_t s = 0; s < steps; ++s) out[s * size + i] = row[s];
       }
     }
   });
 }
 
-VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab)
-    : weight_(weight), packed_(packed_vocab.has_value()) {
-  V_ = packed_vocab.value_or(weight.size(0));
-  D_ = weight.size(1);
+VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab,
+                         int64_t D, bool pairs)
+    : weight_(weight),
+      packed_(packed_vocab.has_value()),
+      pairs_(pairs),
+      V_(packed_vocab.value_or(weight.size(0))),
+      D_(D) {
+  int64_t expected = packed_ ? steps_of(D, dtype_of(weight) == Dtype::kBFloat16) : D;
+  STAIR_CHECK(weight.size(1) == expected, "weight: expected [V, ", D, "] like hidden, got size ", weight.size(1));
   if (bias) bias_ = as_float(*bias);
 }
 
-const float* VocabBlocks::panels(int64_t block, float* scratch) const {
+const Word* VocabBlocks::panels(int64_t block, Word* scratch) const {
   if (!packed_) {
     simd().pack_block(weight_.const_data_ptr(), dtype_of(weight_), weight_.stride(0), weight_.stride(1), block * kBlock,
-                      columns(block), D_, scratch);
+                      columns(block), D_, pairs_, scratch);
     return scratch;
   }
-  const char* stored = element_ptr(weight_, block * kBlock * D_);
-  if (weight_.scalar_type() == ScalarType::Float) return reinterpret_cast<const float*>(stored);
-  simd().load(stored, dtype_of(weight_), 1, kBlock * D_, scratch);
+  const char* stored = element_ptr(weight_, block * kBlockPanels * weight_.stride(0));
+  if (pairs_ || dtype_of(weight_) == Dtype::kFloat) return reinterpret_cast<const Word*>(stored);
+  simd().widen_block(stored, dtype_of(weight_), D_, scratch);
   return scratch;
 }
 

@@ -29,12 +29,16 @@ inline float floor_of(Activation activation) {
   return activation == Activation::kElu1p ? -std::numeric_limits<float>::infinity() : 0.0f;
 }
 
-inline float activate(float x, Activation activation) {
-  if (activation == Activation::kElu1p) return x > 0 ? x + 1 : std::exp(x);
-  if (x <= 0) return 0;
-  if (activation == Activation::kRelu) return x;
-  float y = std::log1p(x);
-  return activation == Activation::kLogRelu ? y : std::log1p(y);
+// x = activation(x), n raw logits
+inline void activate(float* x, int64_t n, Activation activation) {
+  if (activation == Activation::kElu1p) {
+    for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0 ? x[i] + 1 : std::exp(x[i]);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] <= 0 ? 0 : x[i];  // NaN stays
+  if (activation == Activation::kRelu) return;
+  simd().log1p(x, n);
+  if (activation == Activation::kLogLogRelu) simd().log1p(x, n);
 }
 
 // d activation / d x, from the activation's value y (of an entry: x above the floor).
@@ -60,10 +64,16 @@ inline const char* element_ptr(const Tensor& t, int64_t index) {
   return static_cast<const char*>(t.const_data_ptr()) + index * (t.scalar_type() == ScalarType::Float ? 4 : 2);
 }
 
+// Whether hidden and weight are multiplied as pairs of bfloat16.
+inline bool multiplies_pairs(const Tensor& hidden, const Tensor& weight) {
+  return simd().pairs && dtype_of(hidden) == Dtype::kBFloat16 && dtype_of(weight) == Dtype::kBFloat16;
+}
+
 // The unmasked tokens of the batch, in row order, packed into the tiles of the matmul.
 class TokenTiles {
  public:
-  TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens);
+  TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
+             bool pairs);
 
   int64_t rows() const { return int64_t(first_token_.size()) - 1; }
   int64_t width() const { return D_; }
@@ -77,31 +87,34 @@ class TokenTiles {
   void pack(const Tensor& hidden);
 
   int64_t D_;
+  bool pairs_;
   std::vector<Token> tokens_;
   std::vector<int64_t> offset_;       // element offset of each token in hidden
   std::vector<int64_t> first_token_;  // of each row, and the end
   std::vector<TokenTile> tiles_;
-  std::unique_ptr<float[]> data_;
+  std::unique_ptr<Word[]> data_;
 };
 
 // The vocabulary's columns as blocks: packed on the fly from [V, D], or read from a pack_vocab tensor.
 class VocabBlocks {
  public:
-  VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab);
+  VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias, std::optional<int64_t> packed_vocab, int64_t D,
+              bool pairs);
 
   int64_t vocab() const { return V_; }
   int64_t count() const { return (V_ + kBlock - 1) / kBlock; }
   int columns(int64_t block) const { return int(std::min<int64_t>(kBlock, V_ - block * kBlock)); }
-  int64_t width() const { return D_; }
-  // The block's panels [kBlockPanels][D][kPanel] float32, in `scratch` (kBlock * D floats) unless stored that way.
-  const float* panels(int64_t block, float* scratch) const;
+  bool pairs() const { return pairs_; }
+  int64_t steps() const { return steps_of(D_, pairs_); }
+  // The block's panels [kBlockPanels][steps][kPanel], in `scratch` (kBlock * steps words) unless stored that way.
+  const Word* panels(int64_t block, Word* scratch) const;
   // The block's bias, 0 past the last column.
   void bias(int64_t block, float* out) const;
 
  private:
   const Tensor& weight_;
   std::optional<Tensor> bias_;
-  bool packed_;
+  bool packed_, pairs_;
   int64_t V_, D_;
 };
 
@@ -128,11 +141,11 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
     int columns;
   };
   const auto& kernels = simd();
-  int64_t D = vocab.width(), scratch_floats = kBlock * D + kBlock * kMaxTokens;
-  std::unique_ptr<float[]> scratch(new float[split.chunks * scratch_floats]);
+  int64_t words = kBlock * vocab.steps(), floats = kBlock * kMaxTokens;
+  std::unique_ptr<Word[]> panels(new Word[split.chunks * words]);
+  std::unique_ptr<float[]> products(new float[split.chunks * floats]);
   torch::stable::parallel_for(0, split.chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      float* panels = scratch.get() + chunk * scratch_floats;
       alignas(64) float bias[kBlock];
       alignas(64) PooledBlock state;
       for (int64_t block = split.begin(chunk); block < split.begin(chunk + 1); ++block) {
@@ -143,8 +156,8 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
           c->sink->row_done(c->block, c->columns, pooled);
         };
         kernels.pool_block(batch.tiles().data(), int64_t(batch.tiles().size()), batch.tokens().data(),
-                           vocab.panels(block, panels), D, bias, sinks[chunk].floors.data(), panels + kBlock * D,
-                           &state, done, &context);
+                           vocab.panels(block, panels.get() + chunk * words), vocab.steps(), vocab.pairs(), bias,
+                           sinks[chunk].floors.data(), products.get() + chunk * floats, &state, done, &context);
       }
     }
   });

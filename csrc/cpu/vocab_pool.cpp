@@ -12,7 +12,8 @@ namespace {
 struct PoolSink {
   void row_done(int64_t block, int columns, PooledBlock& pooled) {
     int64_t base = int64_t(pooled.row) * V + block * kBlock;
-    for (int c = 0; c < columns; ++c) out[base + c] = activate(pooled.logit[c], activation);
+    activate(pooled.logit, columns, activation);
+    std::copy_n(pooled.logit, columns, out + base);
     std::copy_n(pooled.position, columns, positions + base);
   }
   std::vector<float> floors;
@@ -26,10 +27,9 @@ std::tuple<Tensor, Tensor> vocab_pool(const Tensor& hidden, const Tensor& weight
                                       std::optional<Tensor> mask, std::optional<Tensor> cu_seqlens,
                                       std::optional<int64_t> packed_vocab, std::string activation_name) {
   Activation activation = parse_activation(activation_name);
-  TokenTiles batch(hidden, mask, cu_seqlens);
-  VocabBlocks vocab(weight, bias, packed_vocab);
-  STAIR_CHECK(batch.width() == vocab.width(), "weight: expected [V, ", batch.width(), "] like hidden, got [V, ",
-              vocab.width(), "]");
+  bool pairs = multiplies_pairs(hidden, weight);
+  TokenTiles batch(hidden, mask, cu_seqlens, pairs);
+  VocabBlocks vocab(weight, bias, packed_vocab, batch.width(), pairs);
   int64_t B = batch.rows(), V = vocab.vocab();
   Tensor out = new_tensor(hidden, {B, V}, ScalarType::Float);
   Tensor positions = new_tensor(hidden, {B, V}, ScalarType::Int);

@@ -78,7 +78,10 @@ void write_row(const std::vector<TopkSink>& sinks, int64_t row, int64_t k, Activ
     std::nth_element(all.begin(), all.begin() + (k - 1), all.end(), better);
     all.resize(k);
   }
-  for (auto& candidate : all) candidate.logit = activate(candidate.logit, activation);
+  std::vector<float> activated;
+  for (const auto& candidate : all) activated.push_back(candidate.logit);
+  activate(activated.data(), int64_t(activated.size()), activation);
+  for (size_t i = 0; i < all.size(); ++i) all[i].logit = activated[i];
   std::sort(all.begin(), all.end(), better);  // now by value: the activation may have rounded two logits to one
   for (int64_t j = 0; j < k; ++j) {
     bool filled = j < int64_t(all.size());
@@ -102,10 +105,9 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
                                               std::optional<int64_t> packed_vocab, int64_t k,
                                               std::string activation_name) {
   Activation activation = parse_activation(activation_name);
-  TokenTiles batch(hidden, mask, cu_seqlens);
-  VocabBlocks vocab(weight, bias, packed_vocab);
-  STAIR_CHECK(batch.width() == vocab.width(), "weight: expected [V, ", batch.width(), "] like hidden, got [V, ",
-              vocab.width(), "]");
+  bool pairs = multiplies_pairs(hidden, weight);
+  TokenTiles batch(hidden, mask, cu_seqlens, pairs);
+  VocabBlocks vocab(weight, bias, packed_vocab, batch.width(), pairs);
   int64_t B = batch.rows(), V = vocab.vocab();
   Split split(vocab.count());
   std::vector<TopkSink> sinks;
