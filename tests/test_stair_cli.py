@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import scipy.sparse
 import torch
-from tiny_stair import COLORS, save_checkpoint, save_pictures
-from typer.testing import CliRunner, Result
-
 from stair.cli import app
 from stair.info import DEMO_PACKAGES, version
+from tiny_stair import COLORS, save_checkpoint, save_pictures
+from typer.testing import CliRunner, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train", "encode", "index", "search", "explain", "eval", "info"]
@@ -327,7 +326,7 @@ def test_a_closed_pipe_is_no_error(place: Path) -> None:
     code = "import sys; from stair.cli import app; app(prog_name='stair')"
     shell = f'"{sys.executable}" -c "{code}" encode - --model "{place / "model"}" | head -n 1'
     paths = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
-    lines = "a dog\n" * 3000
+    lines = "a dog\n" * 600
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", shell], input=lines, capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": paths},

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
-from tiny_stair import save_checkpoint, save_pictures
-
-import stair_kernels as sk
 from stair import STAIRModel, STAIRProcessor
 from stair.checkpoint import load
 from stair.evaluate import unit
 from stair.explain import explain, heat, place
+from tiny_stair import save_checkpoint, save_pictures
+
+import stair_kernels as sk
 
 
 @pytest.fixture(scope="module")

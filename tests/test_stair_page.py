@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny_stair import COLORS, save_checkpoint, save_pictures
-
 from stair.checkpoint import load
 from stair.console import duration, megabytes
 from stair.demo import DemoResult
@@ -19,6 +17,7 @@ from stair.evaluate import Evaluation, Recall
 from stair.page import QUERIES, write_page
 from stair.search import save_collection
 from stair.train import TrainResult
+from tiny_stair import COLORS, save_checkpoint, save_pictures
 
 VOID = {"meta", "link", "img", "br"}
 LOADS = {"src", "srcset", "poster", "data", "background"}
@@ -155,9 +154,8 @@ def test_the_numbers_are_the_result_s(html: str, result: DemoResult) -> None:
 
 def test_the_better_model_is_marked(html: str) -> None:
     rows = re.findall(r'<td class="([^"]*)">([\d.]+)</td>', html)
-    assert rows[:6] == [
-        ("stair best", "11.3"), ("stair best", "31.3"), ("stair best", "41.3"), ("", "10.4"), ("", "30.4"), ("", "40.4"),
-    ]  # fmt: skip
+    assert rows[:3] == [("stair best", "11.3"), ("stair best", "31.3"), ("stair best", "41.3")]
+    assert rows[3:6] == [("", "10.4"), ("", "30.4"), ("", "40.4")]
 
 
 def test_every_source_is_attributed(html: str) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_stair import COLORS, save_checkpoint, save_pictures
-
 from stair.checkpoint import load
 from stair.encode import encode, read_inputs
 from stair.search import Collection, matches_of, save_collection
+from tiny_stair import COLORS, save_checkpoint, save_pictures
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A STAIR checkpoint with random weights and an 80-entry vocabulary, and a few pictures: small enough for every test."""
+"""A STAIR checkpoint with random weights and an 80-entry vocabulary, and a few pictures: small enough for any test."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from stair import STAIRConfig, STAIRModel, STAIRProcessor
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from stair import STAIRConfig, STAIRModel, STAIRProcessor
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a the red green blue fruit apple dog cat round square sky night star".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "the", "red", "green", "blue", "fruit", "apple", "dog", "cat", "round", "sky", "night", "star"]
 COLORS = {"red": (200, 0, 0), "green": (0, 170, 0), "blue": (0, 0, 220), "grey": (120, 120, 120)}
 
 

@@ -76,7 +76,7 @@ def demo(
     from stair.demo import run
     from stair.page import write_page
 
-    shortened: dict[str, Any] = {"concepts": 40, "steps": 6, "batch": 16} if fast else {}
+    shortened: dict[str, Any] = {"concepts": 40, "steps": 4, "batch": 8} if fast else {}
     with stages() as progress:
         try:
             result = run(out_dir, minutes, baseline, progress, resume=resume, **shortened)

@@ -52,7 +52,7 @@ def collect() -> Info:
     """Looks at this machine; a part that is missing or does not load is an entry, never an exception."""
     kernels, problem = _kernels()
     own = kernels.__version__ if kernels is not None else version("stair-kernels")
-    versions: dict[str, str | None] = {"stair-kernels": own, "python": platform.pythonversion()}
+    versions: dict[str, str | None] = {"stair-kernels": own, "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     isa = kernels.cpu_isa() if kernels is not None else None
     cpu = {"name": _cpu_name(), "cores": os.cpu_count(), "memory_gib": _memory_gib(), "isa": isa}
