@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stair.data import TrainingSet
+from stair.head import HEADS
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
 
@@ -66,8 +67,9 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name, known in (("precision", PRECISIONS), ("head", HEADS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def autocast(self) -> Any:
         """The context that the forward pass runs in."""
