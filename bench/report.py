@@ -1,0 +1,90 @@
+"""Where and on what a benchmark ran, and its results as a markdown table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+import stair_kernels as sk
+
+HEADER = (
+    "| operator | shape | dtype | input | ours, ms | packed, ms | eager, ms | eager/ours | matmul, ms | limit/ours |",
+    "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Machine, versions and commit: the part of a record that is the same for the whole run."""
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "isa": sk.cpu_isa(),
+            "load": round(os.getloadavg()[0], 2),
+        },
+        "threads": threads,
+        "versions": {
+            "python": platform.python_version(),
+            "stair_kernels": sk.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "commit": _commit(),
+    }
+
+
+def table(records: Iterable[dict[str, Any]]) -> str:
+    """One row a case, one column an implementation; `limit` is the roofline's time for the unavoidable work."""
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for record in records:
+        shape = ", ".join(f"{name}={size:,}" for name, size in record["shape"].items())
+        cases.setdefault((record["op"], shape, record["dtype"], record["inputs"]), {})[record["impl"]] = record
+    lines = list(HEADER)
+    for key, by_impl in cases.items():
+        times = {impl: record["median_ms"] for impl, record in by_impl.items()}
+        ours, eager = times.get("ours"), times.get("eager")
+        cells = [_ms(ours), _ms(times.get("packed")), _ms(eager)]
+        cells.append(f"{eager / ours:.1f}x" if ours and eager else "")
+        cells.append(_ms(times.get("matmul")))
+        limit = by_impl["ours"]["roofline_ms"] if ours else None
+        cells.append(f"{limit / ours:.0%}" if ours and limit else "")
+        lines.append("| " + " | ".join([*key, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def describe(run: dict[str, Any]) -> str:
+    """The line under the table: where these numbers come from."""
+    machine, versions, roofline = run["machine"], run["versions"], run["roofline"]
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    peaks = ", ".join(f"{gflops:.0f} GFLOP/s {dtype}" for dtype, gflops in roofline["gflops"].items())
+    return (
+        f"{machine['cpu']}, {run['threads']} thread(s), {machine['isa']}, load {machine['load']} at the start; "
+        f"measured limits: {peaks}, reads {roofline['read_gbps']:.1f} GB/s; {names}; commit {run['commit']}"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    root = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else "unknown (no git checkout)"

@@ -1,0 +1,131 @@
+"""Times every operator beside its rivals on this machine.
+
+    python bench/run.py                                        # the standard set, under 5 minutes on 2 cores
+    python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
+
+Prints a table, writes it to out/bench/bench.md, and one JSON line a measurement to out/bench/bench.jsonl. A result is
+compared with float32 PyTorch before it is timed; a wrong one ends the run with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import report
+import roofline
+import torch
+from cases import DIMENSIONS, INPUTS, STANDARD, Case, Work, prepare
+from timer import interleaved
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPLEMENTATIONS = ("ours", "packed", "eager", "matmul")
+UNCHECKED = ("matmul",)  # does less than the operator
+# of the largest true value; half precision: what one rounding of every logit and gradient costs eager PyTorch
+TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 1e-2}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    cases = _cases(options)
+    limits = roofline.measure(options.threads, ROOT / "build" / "bench", min(0.5, options.seconds))
+    run = {**report.environment(options.threads), "roofline": asdict(limits)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    with open(options.out / "bench.jsonl", "w", encoding="utf-8") as lines:
+        for number, case in enumerate(cases, 1):
+            print(f"[{number}/{len(cases)}] {case.op} {case.sizes} {case.dtype} {case.inputs}", file=sys.stderr)
+            work = prepare(case)
+            work = replace(work, variants={name: work.variants[name] for name in options.impl if name in work.variants})
+            errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
+            for name, error in errors.items():
+                if not error <= TOLERANCE[case.dtype]:
+                    print(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed", file=sys.stderr)
+                    return 1
+            for record in _measure(case, work, errors, limits, options.seconds):
+                records.append(record)
+                line = json.dumps({**record, **run})
+                print(line, file=lines, flush=True)
+                if options.json:
+                    print(line, flush=True)
+    text = f"{report.table(records)}\n\n{report.describe(run)}\n"
+    (options.out / "bench.md").write_text(text, encoding="utf-8")
+    if not options.json:
+        print(text, end="")
+    return 0
+
+
+def _measure(
+    case: Case, work: Work, errors: dict[str, float], limits: roofline.Roofline, seconds: float
+) -> list[dict[str, Any]]:
+    timings = interleaved(work.variants, seconds)
+    common = {"op": case.op, "shape": case.sizes, "dtype": case.dtype, "inputs": case.inputs}
+    least = {
+        "flops": work.flops,
+        "mem_bytes": work.mem_bytes,
+        "roofline_ms": limits.time_ms(case.dtype, work.flops, work.mem_bytes),
+    }
+    return [
+        {**common, "impl": name, **asdict(timing), "relative_error": errors.get(name), **least}
+        for name, timing in timings.items()
+    ]
+
+
+def _error(work: Work, name: str) -> float:
+    """The largest |got - truth| over a result's tensors, each in units of its largest true value."""
+    worst = 0.0
+    for got, truth in zip(work.read(work.variants[name]()), work.truth, strict=True):
+        scale = float(truth.abs().max()) if truth.numel() else 1.0
+        error = float((got.float() - truth).abs().max()) if truth.numel() else 0.0
+        worst = max(worst, error / max(scale, 1e-30)) if error == error else float("nan")
+    return worst
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    """The standard cases that fit the options, or the one case that --op and --shape describe."""
+    if options.shape:
+        return [Case(options.op, options.shape, options.dtype or "float32", options.inputs or "trained")]
+    wanted = {"op": options.op, "dtype": options.dtype, "inputs": options.inputs}
+    return [case for case in STANDARD if all(value in (None, getattr(case, name)) for name, value in wanted.items())]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", choices=DIMENSIONS, help="only this operator")
+    parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="only this implementation; repeatable")
+    shapes = "; ".join(f"{op}: {','.join(names)}" for op, names in DIMENSIONS.items())
+    parser.add_argument("--shape", help=f"one case of these sizes, with --op. {shapes}")
+    parser.add_argument("--dtype", choices=TOLERANCE)
+    parser.add_argument("--inputs", choices=INPUTS)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=1.5, help="time given to each implementation of each case")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of the table")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
+    options = parser.parse_args(arguments)
+    options.impl = options.impl or IMPLEMENTATIONS
+    if options.threads < 1:
+        parser.error(f"--threads: expected an integer >= 1, got {options.threads}")
+    if options.shape:
+        options.shape = _shape(parser, options)
+    return options
+
+
+def _shape(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[int, ...]:
+    if options.op is None:
+        parser.error("--shape: expected --op beside it, got none")
+    names = DIMENSIONS[options.op]
+    sizes = options.shape.split(",")
+    if len(sizes) != len(names) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        parser.error(f"--shape: expected {','.join(names)} as positive integers, got {options.shape}")
+    return tuple(int(size) for size in sizes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
