@@ -273,16 +273,16 @@ def _locked(directory: Path) -> Iterator[None]:
 def _sweep_abandoned(target: Path) -> None:
     """Remove what writers of `target` that were killed left beside it: staging directories whose lock is free."""
     for staging in target.parent.glob(f".{glob.escape(target.name)}.*.saving"):
-        try:
-            age_s = time.time() - staging.stat().st_mtime
-            descriptor = os.open(staging / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except (FileNotFoundError, PermissionError):
-            continue  # moved into place meanwhile, or of another user
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if age_s >= GRACE_S or any(DATA_FILE.fullmatch(name) for name in os.listdir(staging)):
-                shutil.rmtree(staging)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # its writer is alive, or moved it into place meanwhile
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # moved into place meanwhile, or of another user
+            abandoned = time.time() - staging.stat().st_mtime >= GRACE_S
+            if abandoned and not any(staging.iterdir()):
+                staging.rmdir()
+            descriptor = os.open(staging / LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if abandoned or any(DATA_FILE.fullmatch(name) for name in os.listdir(staging)):
+                    shutil.rmtree(staging, ignore_errors=True)
+            except BlockingIOError:
+                continue  # its writer is alive
+            finally:
+                os.close(descriptor)
