@@ -431,7 +431,8 @@ def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
         sk.SparseIndex.open(path)
     rng = np.random.default_rng(4)
     noise = [rng.bytes(len(content)), b"\xff" * len(content), b"\x7f" * len(content), b"\0" * len(content)]
-    noise.append(np.full(len(content) // 4, N + 1, np.int32).tobytes())  # a document just past the last
+    past = np.resize(np.array([N + 1, 0, 0, 0], np.int32), len(content) // 4)
+    noise.append(past.tobytes())  # unsorted, with a document just past the last
     flipped = []
     for i in rng.integers(0, len(content), 40):
         flipped.append(content[:i] + bytes([content[i] ^ (1 << int(i) % 8)]) + content[i + 1 :])

@@ -14,9 +14,9 @@ import torch
 from stair import STAIRModel, STAIRProcessor
 from stair.baseline import DenseCLIP, DenseObjective
 from stair.data import Pairs, TrainingSet
+from stair.evaluate import unit
 from stair.loop import Loop, TrainConfig
 from stair.losses import StairObjective, calibrate, grounding_loss, own_words, raw_logits
-from stair.search import unit_rows
 from stair.train import LOG, RECORD, STATE, train, train_pairs
 from tiny_stair import COLORS, WORDS, save_checkpoint, save_pictures
 
@@ -142,7 +142,7 @@ def test_training_learns_and_leaves_a_checkpoint(place: Path, model: STAIRModel,
     with torch.no_grad():
         texts = saved.encode_text(**processor(text=[f"a {word}" for word in ITEMS]))
         images = saved.encode_image(image_features=torch.from_numpy(words().features[0][:, 0].astype(np.float32)))
-    assert torch.equal(sk.sparse_dot(unit_rows(texts), unit_rows(images)).argmax(1), torch.arange(len(ITEMS)))
+    assert torch.equal(sk.sparse_dot(unit(texts), unit(images)).argmax(1), torch.arange(len(ITEMS)))
 
 
 def test_the_same_seed_trains_the_same_weights(place: Path) -> None:

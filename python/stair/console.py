@@ -57,9 +57,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     elif isinstance(error, KeyboardInterrupt):
         message, code = str(error) or "stopped by Ctrl-C", INTERRUPTED
     elif isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0]
-        written = str(error) if "pip install" in str(error) else f"{error}: pip install 'stair-kernels[model]'"
-        message = f"{package} is not installed; {written}" if package and package not in written else written
+        missing = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
+        message = f"{error.name} is not installed: pip install 'stair-kernels[model]'" if missing else str(error)
         code = ENVIRONMENT
     elif "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         message, code = f"disk full{_where(error)}: free some space or choose another folder with --out", ENVIRONMENT

@@ -17,7 +17,6 @@ from stair.data import EvaluationSet, Pairs
 from stair.features import FilePictures, features_of
 from stair.model import STAIRModel
 from stair.processing import STAIRProcessor
-from stair.search import unit_rows
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 DIRECTIONS = ("text to image", "image to text")
@@ -105,6 +104,12 @@ def encode_features(model: STAIRModel, features: np.ndarray) -> sk.SparseRows:
     return sk.SparseRows.cat([model.encode_image(image_features=piece) for piece in pieces])
 
 
+def unit(rows: sk.SparseRows) -> sk.SparseRows:
+    """rows / |rows|_2; an empty row stays empty."""
+    length = rows.values.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return sk.SparseRows(rows.values / length, rows.indices, rows.positions, rows.vocab_size)
+
+
 def evaluate(
     model: STAIRModel, processor: STAIRProcessor, sets: Sequence[EvaluationSet], progress: Progress | None = None
 ) -> Evaluation:
@@ -115,7 +120,7 @@ def evaluate(
         texts = encode_texts(model, processor, given.texts)
         images = encode_features(model, given.features)
         counts = [rows.nnz() for rows in (texts, images)]
-        scores = sk.sparse_dot(unit_rows(texts), unit_rows(images))
+        scores = sk.sparse_dot(unit(texts), unit(images))
         recalls += recalls_of(given.name, scores, given.target, counts[0] > 0, counts[1] > 0)
         active += [[int(count.sum()), len(count)] for count in counts]
         if progress is not None:
