@@ -16,6 +16,7 @@ import pytest
 import scipy.sparse
 import torch
 from stair.cli import app
+from stair.console import describe
 from stair.info import DEMO_PACKAGES, version
 from tiny_stair import COLORS, save_checkpoint, save_pictures
 from typer.testing import CliRunner, Result
@@ -361,6 +362,7 @@ NEVER_WORKS = """
 import json, sys
 import stair.checkpoint, stair.demo, stair.features
 from stair.cli import app
+from stair.console import describe
 from stair.info import DEMO_PACKAGES, version
 from typer.testing import CliRunner
 def never(*args, **options):
@@ -392,3 +394,27 @@ def test_no_write_permission_is_said_before_the_work(place: Path, tmp_path: Path
         assert exit_code == 1, stderr
         assert_one_line(stderr, str(locked), "no permission")
     assert list(locked.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "phrase"),
+    [
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), 1, "yaml is not installed: pip install"),
+        (ImportError("stair_kernels: _C.so is not built; run `make setup`"), 1, "run `make setup`"),
+        (RuntimeError("write failed: No space left on device (os error 28)"), 1, "disk full"),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), 1, "/out: no permission"),
+        (OSError(errno.EIO, "Input/output error", "/out"), 1, "/out: Input/output error"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/in"), 2, "/in: no such file"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/in"), 2, "/in: not a directory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 1, "out of memory"),
+        (MemoryError(), 1, "out of memory"),
+        (ValueError("k: expected at least 1,\n  got 0"), 2, "k: expected at least 1, got 0"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (ZeroDivisionError("division by zero"), 1, "--debug shows where"),
+    ],
+)
+def test_every_kind_of_failure_has_one_line_and_a_code(error: BaseException, code: int, phrase: str) -> None:
+    message, exit_code = describe(error)
+    assert exit_code == code
+    assert phrase in message
+    assert "\n" not in message

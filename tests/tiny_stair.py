@@ -37,7 +37,14 @@ def save_checkpoint(folder: Path, seed: int = 0) -> Path:
         "intermediate_size": 16,
     }
     config = STAIRConfig(
-        text_config=text, image_size=32, image_pool=1, image_layers=1, image_heads=2, image_mlp=16, text_k=16, image_k=24
+        text_config=text,
+        image_size=32,
+        image_pool=1,
+        image_layers=1,
+        image_heads=2,
+        image_mlp=16,
+        text_k=16,
+        image_k=24,
     )
     model = STAIRModel(config)
     for head in (model.text_head, model.image_head):
