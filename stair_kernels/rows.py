@@ -64,6 +64,7 @@ class SparseRows:
 
     @property
     def device(self) -> torch.device:
+        """Where the rows are."""
         return self.values.device
 
     def __len__(self) -> int:

@@ -41,22 +41,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUT]...",
+        metavar="INPUT",
         help="Texts, picture files, folders of pictures, .txt files (a text a line), or - for the lines of stdin.",
         show_default=False,
     ),
 ]
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version as installed
 
         out.print(f"stair-kernels {installed('stair-kernels')}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -146,7 +152,7 @@ def index(
 
 @app.command()
 def search(
-    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Texts or pictures, as for `stair encode`.")],
+    queries: Annotated[list[str], typer.Argument(metavar="QUERY", help="Texts or pictures, as for `stair encode`.")],
     index_dir: Annotated[Path, typer.Option("--index", help="An index directory.")] = DEMO / "index",
     k: Annotated[int, typer.Option("--k", min=1, help="Items shown a query.")] = 5,
     model: Annotated[
@@ -215,7 +221,9 @@ def explain(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="A CSV file with the columns path,caption, or a folder of pictures.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")] = Path("out/model"),
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file with the recipe: steps, batch, learning_rate, ...")
@@ -267,7 +275,9 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="A CSV file with the columns path,caption, or a folder of pictures.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
+    ],
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
