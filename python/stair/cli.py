@@ -87,7 +87,7 @@ def demo(
         try:
             result = run(out_dir, minutes, baseline, progress, resume=resume, **shortened)
         except KeyboardInterrupt as stop:
-            raise StoppedError(f"{stop or 'stopped before the first step'} ({out_dir})") from stop
+            raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
     page = write_page(result, out_dir / "index.html")
     show.demo(result, page)
 
@@ -253,6 +253,7 @@ def train(
     config = read_recipe(config_file, {**flags, "seed": seed})
     if start is not None:
         _require_checkpoint(start)
+    from stair.checkpoint import load
     from stair.data import load_pairs
     from stair.evaluate import evaluate_pairs
     from stair.train import train_pairs
@@ -263,10 +264,10 @@ def train(
         try:
             result = train_pairs(config, training, out_dir, init=start, resume=resume, progress=progress)
         except KeyboardInterrupt as stop:
-            raise StoppedError(f"{stop or 'stopped before the first step, nothing was written'} ({out_dir})") from stop
+            raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
         evaluation = None
         if held is not None:
-            model, processor = _load(out_dir)
+            model, processor = load(out_dir)
             evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
     err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
     if evaluation is not None:
