@@ -1,4 +1,5 @@
-// The instruction set of the CPU kernels: chosen once from CPUID, or forced by STAIR_CPU_ISA=avx512_bf16|avx512|avx2|generic.
+// The instruction set of the CPU kernels: chosen once from CPUID, or forced by
+// STAIR_CPU_ISA=avx512_bf16|avx512|avx2|generic.
 #pragma once
 #include "cpu/simd.h"
 

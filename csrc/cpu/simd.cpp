@@ -115,11 +115,17 @@ struct PackBlock {
       Word* to = out + panel * steps * kPanel;
       for (int64_t s0 = 0; s0 < steps; s0 += kRun) {
         int64_t s1 = s0 + kRun < steps ? s0 + kRun : steps;
-        for (int c = 0; c < kPanel; ++c) {
+        auto move = [&](int c, int64_t s) {
           int64_t v = panel * kPanel + c;
           const char* row = static_cast<const char*>(weight) + (v0 + v) * stride_v * kBytes;
-          for (int64_t s = s0; s < s1; ++s) to[s * kPanel + c] = v < n ? word<kDtype, kPairs>(row, stride_d, D, s) : 0;
-        }
+          to[s * kPanel + c] = v < n ? word<kDtype, kPairs>(row, stride_d, D, s) : 0;
+        };
+        if (stride_v == 1)  // columns of a transposed matrix already lie side by side
+          for (int64_t s = s0; s < s1; ++s)
+            for (int c = 0; c < kPanel; ++c) move(c, s);
+        else
+          for (int c = 0; c < kPanel; ++c)
+            for (int64_t s = s0; s < s1; ++s) move(c, s);
       }
     }
   }
@@ -273,18 +279,56 @@ void log1p(float* x, int64_t n) {
   for (int64_t j = i; j < n; ++j) x[j] = rest[j - i];
 }
 
-struct Axpy {
-  float* __restrict__ y;
-  float a;
+template <Dtype kDtype>
+inline Vec load_wide(const void* x, int64_t i) {
+  if constexpr (kDtype == Dtype::kFloat) return load_vec(static_cast<const float*>(x) + i);
+  using Narrow = uint16_t __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+  using Wide = uint32_t __attribute__((vector_size(kWidth * 4)));
+  if constexpr (kDtype == Dtype::kBFloat16) {
+    auto bits = *reinterpret_cast<const Narrow*>(static_cast<const uint16_t*>(x) + i);
+    return (Vec)(__builtin_convertvector(bits, Wide) << 16);
+  }
+  Vec v;
+  for (int c = 0; c < kWidth; ++c) v[c] = element<kDtype>(x, i + c);
+  return v;
+}
+
+struct Scatter {
+  float* y;
+  const int32_t* to;
+  const float* scale;
   const void* x;
-  int64_t n;
+  const int32_t* from;
+  int64_t n, D;
+
+  // A slice of D at a time: the slices of all rows of y and x that a block touches stay in L1.
   template <Dtype kDtype, bool>
   void run() const {
-    for (int64_t i = 0; i < n; ++i) y[i] += a * element<kDtype>(x, i);
+    constexpr int kVecs = 4;
+    int64_t d = 0;
+    for (; d + kVecs * kWidth <= D; d += kVecs * kWidth)
+      for (int64_t i = 0; i < n; ++i) {
+        float* out = y + to[i] * D + d;
+        Vec s = Vec{} + scale[i], sum[kVecs];
+        for (int j = 0; j < kVecs; ++j)
+          sum[j] = load_vec(out + j * kWidth) + s * load_wide<kDtype>(x, from[i] * D + d + j * kWidth);
+        for (int j = 0; j < kVecs; ++j) store_vec(out + j * kWidth, sum[j]);
+      }
+    for (; d + kWidth <= D; d += kWidth)
+      for (int64_t i = 0; i < n; ++i) {
+        float* out = y + to[i] * D + d;
+        store_vec(out, load_vec(out) + scale[i] * load_wide<kDtype>(x, from[i] * D + d));
+      }
+    if (d == D) return;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t rest = d; rest < D; ++rest) y[to[i] * D + rest] += scale[i] * element<kDtype>(x, from[i] * D + rest);
   }
 };
 
-void axpy(float* y, float a, const void* x, Dtype dtype, int64_t n) { by_dtype(dtype, false, Axpy{y, a, x, n}); }
+void scatter(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
+             int64_t n, int64_t D) {
+  by_dtype(dtype, false, Scatter{y, to, scale, x, from, n, D});
+}
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasPairs = true;
@@ -298,6 +342,6 @@ constexpr bool kHasPairs = false;
 }  // namespace
 
 extern const SimdKernels kernels = {
-    STAIR_STRING(STAIR_ISA), kTokens, kHasPairs, load_row, pack_block, widen_block, pool_block, log1p, axpy};
+    STAIR_STRING(STAIR_ISA), kTokens, kHasPairs, load_row, pack_block, widen_block, pool_block, log1p, scatter};
 
 }  // namespace stair::STAIR_ISA

@@ -66,8 +66,9 @@ struct SimdKernels {
   // x = log(1 + x) for x >= 0, infinity and NaN; within 1 ulp
   void (*log1p)(float* x, int64_t n);
 
-  // y[0:n) += a * float(x[0:n))
-  void (*axpy)(float* y, float a, const void* x, Dtype dtype, int64_t n);
+  // y[to[i]] += scale[i] * float(x[from[i]]) for i in [0, n) in that order; rows of y and x are D wide
+  void (*scatter)(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
+                  int64_t n, int64_t D);
 };
 
 namespace generic {

@@ -69,6 +69,13 @@ inline bool multiplies_pairs(const Tensor& hidden, const Tensor& weight) {
   return simd().pairs && dtype_of(hidden) == Dtype::kBFloat16 && dtype_of(weight) == Dtype::kBFloat16;
 }
 
+// float32 zeros of the same shape: where a gradient is summed
+inline Tensor zeros_like(const Tensor& t) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < t.dim(); ++i) shape.push_back(t.size(i));
+  return torch::stable::new_zeros(t, shape, ScalarType::Float);
+}
+
 // The unmasked tokens of the batch, in row order, packed into the tiles of the matmul.
 class TokenTiles {
  public:

@@ -47,6 +47,24 @@ std::tuple<Tensor, Tensor> vocab_pool(const Tensor& hidden, const Tensor& weight
   return {out, positions};
 }
 
+// The entries of one row and kColumns columns through which a gradient flows.
+struct Live {
+  static constexpr int kColumns = 64;
+  int32_t column[kColumns], position[kColumns];  // column counts from v0
+  float grad[kColumns];
+  int count;
+
+  void gather(const float* grad_logit, const int32_t* positions, int64_t row, int64_t v0, int64_t V) {
+    count = 0;
+    for (int64_t v = v0; v < std::min<int64_t>(v0 + kColumns, V); ++v) {
+      column[count] = int32_t(v - v0);
+      position[count] = positions[row * V + v];
+      grad[count] = grad_logit[row * V + v];
+      count += grad[count] != 0;  // NaN is not 0: it flows
+    }
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, const Tensor& out,
                                                        const Tensor& positions, const Tensor& hidden_,
                                                        const Tensor& weight_, std::optional<Tensor> cu_seqlens,
@@ -69,32 +87,29 @@ std::tuple<Tensor, Tensor, Tensor> vocab_pool_backward(const Tensor& grad_out, c
     }
   });
 
-  std::vector<int64_t> hidden_shape;
-  for (int64_t i = 0; i < hidden.dim(); ++i) hidden_shape.push_back(hidden.size(i));
-  Tensor grad_hidden = torch::stable::new_zeros(hidden, hidden_shape, ScalarType::Float);
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    float* to = static_cast<float*>(grad_hidden.mutable_data_ptr());
-    for (int64_t v0 = 0; v0 < V; v0 += kBlock)  // a block's weights serve all of this thread's rows while in cache
-      for (int64_t row = begin; row < end; ++row)
-        for (int64_t v = v0; v < std::min(v0 + kBlock, V); ++v)
-          if (float g = grad_logit[row * V + v]; g != 0)
-            kernels.axpy(to + token(row, position[row * V + v]) * D, g, element_ptr(weight, v * D), dtype_of(weight),
-                         D);
-  });
-
-  Tensor grad_weight = torch::stable::new_zeros(weight, {V, D}, ScalarType::Float);
+  Tensor grad_hidden = zeros_like(hidden), grad_weight = zeros_like(weight);
   Tensor grad_bias = torch::stable::new_zeros(weight, {V}, ScalarType::Float);
-  torch::stable::parallel_for(0, (V + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
-    float* to = static_cast<float*>(grad_weight.mutable_data_ptr());
-    float* to_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
-    for (int64_t block = begin; block < end; ++block)
-      for (int64_t row = 0; row < B; ++row)
-        for (int64_t v = block * kBlock; v < std::min((block + 1) * kBlock, V); ++v)
-          if (float g = grad_logit[row * V + v]; g != 0) {
-            kernels.axpy(to + v * D, g, element_ptr(hidden, token(row, position[row * V + v]) * D), dtype_of(hidden),
-                         D);
-            to_bias[v] += g;
-          }
+  auto* to_hidden = static_cast<float*>(grad_hidden.mutable_data_ptr());
+  auto* to_weight = static_cast<float*>(grad_weight.mutable_data_ptr());
+  auto* to_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    Live live;
+    for (int64_t v0 = 0; v0 < V; v0 += Live::kColumns)  // these columns' weights serve all of the thread's rows from L2
+      for (int64_t row = begin; row < end; ++row) {
+        live.gather(grad_logit.get(), position, row, v0, V);
+        kernels.scatter(to_hidden + token(row, 0) * D, live.position, live.grad, element_ptr(weight, v0 * D),
+                        live.column, dtype_of(weight), live.count, D);
+      }
+  });
+  torch::stable::parallel_for(0, (V + Live::kColumns - 1) / Live::kColumns, 1, [&](int64_t begin, int64_t end) {
+    Live live;
+    for (int64_t v0 = begin * Live::kColumns; v0 < std::min(end * Live::kColumns, V); v0 += Live::kColumns)
+      for (int64_t row = 0; row < B; ++row) {
+        live.gather(grad_logit.get(), position, row, v0, V);
+        kernels.scatter(to_weight + v0 * D, live.column, live.grad, element_ptr(hidden, token(row, 0) * D),
+                        live.position, dtype_of(hidden), live.count, D);
+        for (int i = 0; i < live.count; ++i) to_bias[v0 + live.column[i]] += live.grad[i];
+      }
   });
   return {grad_hidden, grad_weight, grad_bias};
 }

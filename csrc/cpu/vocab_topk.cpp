@@ -163,35 +163,36 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values
   TokenIndex token(hidden, cu_seqlens);
 
   std::vector<float> grad_logit(B * K);
-  torch::stable::parallel_for(0, B * K, 4096, [&](int64_t begin, int64_t end) {
-    const float *g = grads.const_data_ptr<float>(), *y = outs.const_data_ptr<float>();
-    for (int64_t e = begin; e < end; ++e) grad_logit[e] = index[e] >= 0 ? g[e] * slope(y[e], activation) : 0;
-  });
-
-  std::vector<int64_t> hidden_shape;
-  for (int64_t i = 0; i < hidden.dim(); ++i) hidden_shape.push_back(hidden.size(i));
-  Tensor grad_hidden = torch::stable::new_zeros(hidden, hidden_shape, ScalarType::Float);
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    float* out = static_cast<float*>(grad_hidden.mutable_data_ptr());
-    for (int64_t e = begin * K; e < end * K; ++e)
-      if (index[e] >= 0)
-        kernels.axpy(out + token(e / K, position[e]) * D, grad_logit[e], element_ptr(weight, index[e] * D),
-                     dtype_of(weight), D);
-  });
-
-  Tensor grad_weight = torch::stable::new_zeros(weight, {V, D}, ScalarType::Float);
+  Tensor grad_hidden = zeros_like(hidden), grad_weight = zeros_like(weight);
   Tensor grad_bias = torch::stable::new_zeros(weight, {V}, ScalarType::Float);
+  auto* to_hidden = static_cast<float*>(grad_hidden.mutable_data_ptr());
+  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
+    const float *g = grads.const_data_ptr<float>(), *y = outs.const_data_ptr<float>();
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t first = row * K, filled = 0;  // a row's empty slots stand at its end
+      for (; filled < K && index[first + filled] >= 0; ++filled)
+        grad_logit[first + filled] = g[first + filled] * slope(y[first + filled], activation);
+      kernels.scatter(to_hidden + token(row, 0) * D, position + first, grad_logit.data() + first,
+                      weight.const_data_ptr(), index + first, dtype_of(weight), filled, D);
+    }
+  });
+
   ByIndex groups(index, B * K, V);
+  auto* to_weight = static_cast<float*>(grad_weight.mutable_data_ptr());
+  auto* to_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
   torch::stable::parallel_for(0, V, 64, [&](int64_t begin, int64_t end) {
-    float* out = static_cast<float*>(grad_weight.mutable_data_ptr());
-    float* out_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
+    std::vector<int32_t> to, from;
+    std::vector<float> scale;
     for (int64_t v = begin; v < end; ++v)
       for (int64_t i = groups.start[v]; i < groups.start[v + 1]; ++i) {
         int64_t e = groups.entry[i];
-        kernels.axpy(out + v * D, grad_logit[e], element_ptr(hidden, token(e / K, position[e]) * D), dtype_of(hidden),
-                     D);
-        out_bias[v] += grad_logit[e];
+        to.push_back(int32_t(v));
+        from.push_back(int32_t(token(e / K, position[e])));
+        scale.push_back(grad_logit[e]);
+        to_bias[v] += grad_logit[e];
       }
+    kernels.scatter(to_weight, to.data(), scale.data(), hidden.const_data_ptr(), from.data(), dtype_of(hidden),
+                    int64_t(to.size()), D);
   });
   return {torch::stable::to(grad_hidden, hidden.scalar_type()), torch::stable::to(grad_weight, weight.scalar_type()),
           grad_bias};
