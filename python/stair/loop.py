@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stair.data import TrainingSet
 from stair.head import HEADS
@@ -36,6 +37,7 @@ class TrainConfig:
         minutes: of training at most; the schedule ends with whichever of the two is used up first.
         batch: B; never more than there are items.
         grounding: share of training for stage 1 (see StairObjective).
+        start_active: terms an image has on average when stage 2 begins.
         text_flops, image_flops: weights of the two penalties; higher is sparser.
         text_k, image_k: entries kept in a row once trained.
         precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
@@ -48,6 +50,7 @@ class TrainConfig:
     minutes: float | None = None
     batch: int = 128
     grounding: float = 0.2
+    start_active: float = 64.0
     learning_rate: float = 1e-3
     text_learning_rate: float = 4e-4
     text_flops: float = 1e-3
@@ -71,10 +74,12 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-    def autocast(self) -> Any:
-        """The context that the forward pass runs in."""
-        wanted = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16())
-        return torch.autocast("cpu", torch.bfloat16) if wanted else nullcontext()
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """What the forward pass runs in. Plain attention: over some 16 positions the flash kernels' backward is slower."""
+        low = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16())
+        with torch.autocast("cpu", torch.bfloat16, enabled=low), sdpa_kernel(SDPBackend.MATH):
+            yield
 
 
 @dataclass
@@ -155,7 +160,7 @@ class Loop:
         for group, base in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = base * rate
         texts, features = self.draw()
-        with self.config.autocast():
+        with self.config.forward_context():
             loss, logged = self.objective.loss(texts, features, fraction)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

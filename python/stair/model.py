@@ -21,7 +21,7 @@ class STAIRConfig(PretrainedConfig):
     Args:
         text_config: a BertConfig or its dictionary; its vocabulary is the one of the sparse rows.
         image_size: side of the square pictures; a multiple of 16. The features have (image_size / 16)^2 positions.
-        image_pool: side of the squares of positions that are averaged before the vocabulary head; 1 keeps all.
+        image_pool: side of the squares of positions that the image tower averages into one; 1 keeps all.
         image_layers, image_heads, image_mlp, image_dropout: the transformer over the frozen features.
         text_k, image_k: entries kept in a text's and an image's row.
         head: "fused" (stair_kernels) or "reference" (eager PyTorch).
@@ -91,7 +91,7 @@ class STAIRConfig(PretrainedConfig):
 
 
 class ImageTower(nn.Module):
-    """Frozen features [B, P, 432] to hidden states [B, L, D]: linear map, pre-LN transformer, average pooling."""
+    """Frozen features [B, P, 432] to hidden states [B, L, D]: linear map, average pooling, pre-LN transformer."""
 
     def __init__(self, config: STAIRConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ImageTower(nn.Module):
         self.norm = nn.LayerNorm(FEATURE_WIDTH)
         self.dropout = nn.Dropout(config.image_dropout)
         self.project = nn.Linear(FEATURE_WIDTH, D)
-        self.position = nn.Parameter(torch.randn(config.side**2, D) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.positions, D) * 0.02)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 D, config.image_heads, config.image_mlp, 0.0, "gelu", batch_first=True, norm_first=True
@@ -110,12 +110,13 @@ class ImageTower(nn.Module):
         self.final_norm = nn.LayerNorm(D)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.project(self.dropout(self.norm(features))) + self.position
-        for layer in self.layers:
-            hidden = layer(hidden)
+        hidden = self.project(self.dropout(self.norm(features)))
         if self.pool > 1:
             square = hidden.transpose(1, 2).unflatten(2, (self.side, self.side))
             hidden = F.avg_pool2d(square, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)
+        hidden = hidden + self.position
+        for layer in self.layers:
+            hidden = layer(hidden)
         return self.final_norm(hidden)
 
 

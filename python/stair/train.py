@@ -52,6 +52,7 @@ def train(
     objective = StairObjective(
         model,
         grounding=config.grounding,
+        start_active=config.start_active,
         text_flops=config.text_flops,
         image_flops=config.image_flops,
         learning_rate=config.learning_rate,
