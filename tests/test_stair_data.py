@@ -23,7 +23,7 @@ from stair.data import (
 )
 from stair.drawing import render, render_cached, unseen_style
 from stair.emoji import Concept, DemoDataMissingError, code_points, load_concepts
-from stair.features import FilePictures, PixelPictures, augment, features_of
+from stair.features import FilePictures, PixelPictures, augment, features_of, ink
 from stair.vision import EfficientNetLite0
 from tiny_stair import save_pictures
 
@@ -197,6 +197,17 @@ def test_augmented_copies_are_drawn_by_the_generator() -> None:
     assert not np.array_equal(first, augment(pixels, torch.Generator().manual_seed(2)))
     white = augment(np.full((40, 16, 16, 3), 255, np.uint8), torch.Generator().manual_seed(1))
     assert white.std(axis=(1, 2)).max() == 0  # what comes in from outside the picture is as white as the paper
+
+
+def test_ink_draws_edges_black_on_white() -> None:
+    disc = torch.zeros(2, 3, 32, 32)
+    disc[:, 0, 8:24, 8:24] = 1.0
+    lines = ink(disc, torch.tensor([False, True]))
+    assert torch.equal(lines[:, 0], lines[:, 2])
+    assert lines[:, :, 16, 16].min() == 1
+    assert lines[:, :, 2, 2].min() == 1
+    assert lines[:, :, 8, 16].max() == 0
+    assert lines[1].mean() < lines[0].mean()
 
 
 class Counting(EfficientNetLite0):

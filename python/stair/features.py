@@ -137,7 +137,7 @@ def _compute(
 
 
 def augment(pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """Turned, scaled, moved, mirrored copies, recoloured or as ink drawings: uint8 [B, S, S, 3] to the same, on white."""
+    """Turned, scaled, moved, mirrored copies, recoloured or drawn in ink: uint8 [B, S, S, 3] to the same, on white."""
     B = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

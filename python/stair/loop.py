@@ -76,7 +76,7 @@ class TrainConfig:
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
-        """What the forward pass runs in. Plain attention: over some 16 positions the flash kernels' backward is slower."""
+        """What the forward pass runs in. Plain attention: over 16 positions the flash kernel's backward is slower."""
         low = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16())
         with torch.autocast("cpu", torch.bfloat16, enabled=low), sdpa_kernel(SDPBackend.MATH):
             yield
