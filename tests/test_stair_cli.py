@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import scipy.sparse
 import torch
+from safetensors.torch import load_file, save_file
 from stair.cli import app
 from stair.console import describe
 from stair.info import DEMO_PACKAGES, version
@@ -62,7 +63,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "cut")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    for name, change in (("partial", lambda weights: weights.pop("image_head.bias")), ("reshaped", shrink)):
+        shutil.copytree(folder / "other", folder / name)
+        tensors = load_file(folder / name / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def shrink(weights: dict[str, torch.Tensor]) -> None:
+    """The vocabulary of another model."""
+    weights["image_head.weight"] = weights["image_head.weight"][:70].clone()
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +258,14 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], ".npz or .jsonl"),
     "no checkpoint": (lambda at: ["encode", "a dog", "--model", at / "nowhere"], "no STAIR checkpoint there"),
     "another model": (lambda at: ["encode", "a dog", "--model", at / "bert"], "'bert'"),
+    "checkpoint with missing weights": (
+        lambda at: ["encode", "a dog", "--model", at / "partial"],
+        "image_head.bias",
+    ),
+    "checkpoint of other shapes": (
+        lambda at: ["encode", "a dog", "--model", at / "reshaped"],
+        "image_head.weight",
+    ),
     "damaged checkpoint": (lambda at: ["encode", "a dog", "--model", at / "cut"], "damaged checkpoint"),
     "no index": (lambda at: ["search", "--index", at / "nowhere", "a dog"], "no such index"),
     "not an index": (lambda at: ["search", "--index", at / "pictures", "a dog"], "not an index directory"),

@@ -47,10 +47,15 @@ def load(folder: Path | str) -> tuple[STAIRModel, STAIRProcessor]:
     from stair import STAIRModel, STAIRProcessor
 
     try:
-        model = STAIRModel.from_pretrained(folder)
+        model, found = STAIRModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except (SafetensorError, RuntimeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} is a damaged checkpoint ({first_line}); train it again") from error
+    # transformers would draw such weights at random and go on.
+    wrong = sorted({*found["missing_keys"], *(entry[0] for entry in found["mismatched_keys"])})
+    if wrong:
+        names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(f"{folder} holds weights of another model ({names} are missing or of another shape)")
     processor = STAIRProcessor.from_pretrained(folder)
     if processor.vocab_size != model.vocab_size:
         raise ValueError(
