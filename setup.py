@@ -45,6 +45,12 @@ def with_cuda() -> bool:
     return choice != "OFF" and bool(nvcc)
 
 
+def tool(name: str) -> str:
+    """cmake or ninja: the one beside this interpreter, which PyPI brought, or the one on PATH (an isolated build's)."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    return found or sys.exit(f"stair_kernels: {name} is needed to build: pip install cmake ninja")
+
+
 class CMakeBuild(build_ext):
     """Builds each extension as the CMake target of the same name."""
 
@@ -75,16 +81,11 @@ class CMakeBuild(build_ext):
             "TORCH_ROOT": root,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),  # the one in the tree's cache may have been an isolated build's
         }
         defines = [f"-D{key}={value}" for key, value in settings.items()]
-        # cmake and ninja from PyPI stand beside this interpreter, which need not be the one on PATH.
-        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-        environment = {**os.environ, "PATH": path}
-        cmake = shutil.which("cmake", path=path) or sys.exit(
-            "stair_kernels: cmake is needed to build: pip install cmake ninja"
-        )
-        subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True, env=environment)
-        subprocess.run([cmake, "--build", tree, "--target", ext.name.rpartition(".")[2]], check=True, env=environment)
+        subprocess.run([tool("cmake"), "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True)
+        subprocess.run([tool("cmake"), "--build", tree, "--target", ext.name.rpartition(".")[2]], check=True)
         self._install(tree, Path(self.get_ext_fullpath(ext.name)))
 
     def _install(self, tree: Path, target: Path) -> None:
