@@ -27,8 +27,9 @@ from timer import interleaved
 ROOT = Path(__file__).resolve().parent.parent
 IMPLEMENTATIONS = ("ours", "packed", "eager", "matmul")
 UNCHECKED = ("matmul",)  # does less than the operator
-# of the largest true value; half precision: what one rounding of every logit and gradient costs eager PyTorch
-TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 1e-2}
+# Of the largest true value. Half precision rounds the gradients once; eager PyTorch rounds its logits as well, so that
+# another position may win and take the whole gradient: its error there is recorded, not judged.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             work = replace(work, variants={name: work.variants[name] for name in options.impl if name in work.variants})
             errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
             for name, error in errors.items():
-                if not error <= TOLERANCE[case.dtype]:
+                if not error <= TOLERANCE[case.dtype] and (name != "eager" or case.dtype == "float32"):
                     print(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed", file=sys.stderr)
                     return 1
             for record in _measure(case, work, errors, limits, options.seconds):
