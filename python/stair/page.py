@@ -104,7 +104,14 @@ def _hit(collection: Collection, hit: Hit, unseen_style: str) -> dict[str, Any]:
         "score": f"{hit.score:.2f}",
         "picture": _picture(collection, hit.item),
         "tag": _tag(hit.item, unseen_style),
-        "matches": [{"term": match.term, "percent": round(100 * match.share)} for match in hit.matches[:3]],
+        "matches": [
+            {
+                "term": match.term,
+                "percent": round(100 * match.share),
+                "fill": round(100 * match.share / hit.matches[0].share),
+            }
+            for match in hit.matches[:3]
+        ],
     }
 
 
@@ -130,13 +137,13 @@ def _picture(collection: Collection, item: dict[str, Any]) -> str:
 
 
 def _pictures(collection: Collection, vocabulary: Sequence[str], unseen_style: str) -> list[dict[str, Any]]:
-    """Pictures that training never saw, spread evenly: half of new concepts, half of seen ones in a new style."""
-    held = [number for number, item in enumerate(collection.items) if item["held_out"]]
-    new_style = [
-        number for number, item in enumerate(collection.items) if item["style"] == unseen_style and not item["held_out"]
+    """Pictures in the style that training never saw, spread evenly: half of new concepts, half of seen ones."""
+    drawn = [
+        (number, item["held_out"]) for number, item in enumerate(collection.items) if item["style"] == unseen_style
     ]
+    held, seen = ([number for number, held_out in drawn if held_out == wanted] for wanted in (True, False))
     shown = []
-    for number in _spread(held, PICTURES // 2) + _spread(new_style, PICTURES - PICTURES // 2):
+    for number in _spread(held, PICTURES // 2) + _spread(seen, PICTURES - PICTURES // 2):
         item = collection.items[number]
         entries = zip(collection.indices[number], collection.values[number])
         pairs = [(vocabulary[v], float(weight)) for v, weight in entries if v >= 0]
