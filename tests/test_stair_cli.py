@@ -35,7 +35,8 @@ def process(*args: object, code: str = "from stair.cli import main; main()", **o
     paths = [str(ROOT / "python"), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **options.pop("env", {})}
     command = [*options.pop("prefix", []), sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(command, text=True, env=environment, timeout=120, **streams)
 
 
 def assert_one_line(stderr: str, *phrases: str) -> None:
@@ -354,6 +355,25 @@ def test_a_closed_pipe_is_no_error(place: Path) -> None:
     assert ended.stderr == ""
     assert ended.returncode == 0
     assert json.loads(ended.stdout)["name"] == "a dog"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        ended = process("info", "--json", stdout=full)
+    assert ended.returncode == 1
+    assert_one_line(ended.stderr, "disk full")
+
+
+def test_an_ascii_terminal_gets_question_marks(place: Path) -> None:
+    shown = process("info", env={"PYTHONIOENCODING": "ascii"})
+    assert shown.returncode == 0, shown.stderr
+    assert "there" in shown.stdout
+
+
+def test_a_text_longer_than_any_path_is_a_text(place: Path) -> None:
+    shown = stair("encode", "a dog " * 1000, "--model", place / "model")
+    assert shown.exit_code == 0, shown.stderr
 
 
 def full_disk(descriptor: int) -> None:

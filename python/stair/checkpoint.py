@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stair.files import sha256
 
@@ -47,10 +47,11 @@ def load(folder: Path | str) -> tuple[STAIRModel, STAIRProcessor]:
     from stair import STAIRModel, STAIRProcessor
 
     try:
-        model, found = STAIRModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        read: Any = STAIRModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except (SafetensorError, RuntimeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} is a damaged checkpoint ({first_line}); train it again") from error
+    model, found = read
     # transformers would draw such weights at random and go on.
     wrong = sorted({*found["missing_keys"], *(entry[0] for entry in found["mismatched_keys"])})
     if wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -101,10 +102,13 @@ def reported(debug: bool = False) -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError):  # `stair ... | head` has seen enough
             _close_stdout()
             raise SystemExit(0) from None
+        if isinstance(error, OSError):
+            _close_stdout()
         message, code = describe(error)
         if debug:
             traceback.print_exc(file=sys.stderr)
@@ -125,6 +129,9 @@ class Commands(TyperGroup):
         if debug:
             words.remove("--debug")
         quiet_libraries(debug)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no bars gets question marks, not an error
+                stream.reconfigure(errors="replace")
         with reported(debug):
             code = super().main(words, standalone_mode=False, **extra)
         if standalone_mode:
@@ -134,16 +141,19 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
+        except BrokenPipeError as error:  # typer's own handler would exit with 1
             _close_stdout()
-            return 0
+            raise SystemExit(0) from error
         except KeyboardInterrupt as stop:  # typer's own handler would exit without a word
             raise StoppedError(str(stop) or "stopped by Ctrl-C") from stop
 
 
 def _close_stdout() -> None:
-    """So that the interpreter does not flush into the closed pipe when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Sends what stdout still holds nowhere if it cannot be written: the interpreter would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def quiet_libraries(debug: bool) -> None:

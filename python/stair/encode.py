@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
             raise ValueError("text: expected words, got an empty text")
         if word == "-":
             inputs += _lines(sys.stdin, "stdin")
-        elif path.is_dir():
+        elif os.path.isdir(word):  # unlike Path.is_dir, False for a text too long to be a path
             inputs += [Input(found.stem, picture=found) for found in pictures_below(path)]
         elif path.suffix.lower() in SUFFIXES:
             _require_file(path, "picture")
@@ -55,7 +56,7 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
             _require_file(path, "text file")
             with open(path, encoding="utf-8") as stream:
                 inputs += _lines(stream, word)
-        elif path.is_file():
+        elif os.path.isfile(word):
             known = ", ".join(SUFFIXES + TEXT_SUFFIXES)
             raise ValueError(f"{word} is neither a picture nor a text file by its name; expected one of {known}")
         else:
