@@ -1,5 +1,7 @@
 """STAIR, Sparse Text And Image Representation: a thin model on transformers over the operators of `stair_kernels`.
 
+The terms that a text is mapped to:
+
     from stair import STAIRModel, STAIRProcessor
 
     model = STAIRModel.from_pretrained("out/demo/model")
