@@ -23,7 +23,15 @@ from tiny_stair import COLORS, WORDS, save_checkpoint, save_pictures
 import stair_kernels as sk
 
 ITEMS = ("red", "green", "blue", "fruit", "apple", "dog", "cat", "round")
-FAST = {"batch": 8, "text_k": 8, "image_k": 8, "warmup": 2, "precision": "float32"}
+FAST = {
+    "grounding": 0.2,
+    "start_active": 20.0,
+    "batch": 8,
+    "text_k": 24,
+    "image_k": 24,
+    "warmup": 2,
+    "precision": "float32",
+}
 
 
 @pytest.fixture
@@ -100,7 +108,9 @@ def test_calibration_leaves_the_wanted_number_of_terms(model: STAIRModel, active
 
 def test_the_first_stage_leaves_the_text_tower_alone(model: STAIRModel, processor: STAIRProcessor) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loop = Loop(TrainConfig(steps=10, grounding=1.0, **FAST), StairObjective(model, grounding=1.0), words(), processor)
+    loop = Loop(
+        TrainConfig(steps=10, **{**FAST, "grounding": 1.0}), StairObjective(model, grounding=1.0), words(), processor
+    )
     loop.advance()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
@@ -138,7 +148,7 @@ def test_training_learns_and_leaves_a_checkpoint(place: Path, model: STAIRModel,
     assert record["finished"]
     assert record["config"]["steps"] == 60
     saved = STAIRModel.from_pretrained(place / "out").eval()
-    assert (saved.config.text_k, saved.config.image_k) == (8, 8)
+    assert (saved.config.text_k, saved.config.image_k) == (24, 24)
     with torch.no_grad():
         texts = saved.encode_text(**processor(text=[f"a {word}" for word in ITEMS]))
         images = saved.encode_image(image_features=torch.from_numpy(words().features[0][:, 0].astype(np.float32)))
@@ -157,7 +167,7 @@ def test_the_same_seed_trains_the_same_weights(place: Path) -> None:
 
 @pytest.mark.parametrize("stop_at", [1, 5])  # in the first stage and in the second
 def test_a_stopped_training_resumes_to_the_same_weights(place: Path, stop_at: int) -> None:
-    config = TrainConfig(steps=12, grounding=0.25, **FAST)
+    config = TrainConfig(steps=12, **{**FAST, "grounding": 0.25})
 
     def start() -> dict[str, Any]:
         model = STAIRModel.from_pretrained(place / "start")

@@ -47,8 +47,8 @@ class DenseObjective:
     """Symmetric InfoNCE of a DenseCLIP, for the same training loop as STAIR's."""
 
     model: DenseCLIP
-    learning_rate: float = 1e-3
-    text_learning_rate: float = 4e-4
+    learning_rate: float = 2e-3
+    text_learning_rate: float = 8e-4
     calibrated: bool = True
     clip: float = 1.0
 

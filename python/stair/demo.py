@@ -125,7 +125,7 @@ def run(
     progress: Progress | None = None,
     *,
     concepts: int | None = None,
-    steps: int = 400,
+    steps: int = 700,
     batch: int = 128,
     resume: bool = False,
     seed: int = 0,

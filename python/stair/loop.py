@@ -46,13 +46,13 @@ class TrainConfig:
         checkpoint_minutes: time between checkpoints that a stopped training resumes from.
     """
 
-    steps: int = 300
+    steps: int = 600
     minutes: float | None = None
     batch: int = 128
-    grounding: float = 0.2
-    start_active: float = 64.0
-    learning_rate: float = 1e-3
-    text_learning_rate: float = 4e-4
+    grounding: float = 0.05
+    start_active: float = 200.0
+    learning_rate: float = 2e-3
+    text_learning_rate: float = 8e-4
     text_flops: float = 1e-3
     image_flops: float = 1e-3
     text_k: int = 64

@@ -89,12 +89,12 @@ class StairObjective:
     """
 
     model: STAIRModel
-    grounding: float = 0.2
-    start_active: float = 64.0
+    grounding: float = 0.05
+    start_active: float = 200.0
     text_flops: float = 1e-3
     image_flops: float = 1e-3
-    learning_rate: float = 1e-3
-    text_learning_rate: float = 4e-4
+    learning_rate: float = 2e-3
+    text_learning_rate: float = 8e-4
     head: str = "fused"
     calibrated: bool = False
     clip: float = 5.0
