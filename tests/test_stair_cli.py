@@ -62,6 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     save_checkpoint(folder / "cut")
+    shutil.copytree(folder / "other", folder / "tokenless")
+    (folder / "tokenless" / "tokenizer.json").write_text("{}")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     for name, change in (("partial", lambda weights: weights.pop("image_head.bias")), ("reshaped", shrink)):
@@ -259,6 +261,11 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], ".npz or .jsonl"),
     "no checkpoint": (lambda at: ["encode", "a dog", "--model", at / "nowhere"], "no STAIR checkpoint there"),
     "another model": (lambda at: ["encode", "a dog", "--model", at / "bert"], "'bert'"),
+    "damaged tokenizer": (lambda at: ["encode", "a dog", "--model", at / "tokenless"], "damaged checkpoint (tokenizer"),
+    "damaged checkpoint to start from": (
+        lambda at: ["train", at / "pictures", "--from", at / "cut", "--out", at / "mine"],
+        "damaged checkpoint",
+    ),
     "checkpoint with missing weights": (
         lambda at: ["encode", "a dog", "--model", at / "partial"],
         "image_head.bias",

@@ -57,7 +57,12 @@ def load(folder: Path | str) -> tuple[STAIRModel, STAIRProcessor]:
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise ValueError(f"{folder} holds weights of another model ({names} are missing or of another shape)")
-    processor = STAIRProcessor.from_pretrained(folder)
+    try:
+        processor = STAIRProcessor.from_pretrained(folder)
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more specific for a damaged file
+        raise ValueError(f"{folder} is a damaged checkpoint (tokenizer: {error}); train it again") from error
     if processor.vocab_size != model.vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has {processor.vocab_size} entries, its model {model.vocab_size}; train it again"

@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import stair_kernels as sk
+from stair.checkpoint import load
 from stair.data import Pairs, TrainingSet
 from stair.features import FilePictures, features_of
 from stair.files import replacing_folder, require_writable
@@ -105,10 +106,7 @@ def train_pairs(
     """
     require_writable(Path(out_dir).resolve().parent)
     require_ours(Path(out_dir))
-    if init is None:
-        model, processor = initial_model()
-    else:
-        model, processor = STAIRModel.from_pretrained(init), STAIRProcessor.from_pretrained(init)
+    model, processor = initial_model() if init is None else load(init)
     pictures = FilePictures(pairs.paths, model.config.image_size)
     total = len(pairs) * (1 + augmented)
     report = None if progress is None else lambda done: progress("features", done, total, {})
@@ -169,6 +167,6 @@ def _resume(loop: Loop, model: STAIRModel, out_dir: Path) -> int:
     if changed:
         was = ", ".join(f"{name} {kept.get(name)!r}" for name in changed)
         raise ValueError(f"resume: the interrupted training had {was}; give the same, or start without --resume")
-    model.load_state_dict(STAIRModel.from_pretrained(out_dir).state_dict())
+    model.load_state_dict(load(out_dir)[0].state_dict())
     loop.restore(torch.load(out_dir / STATE, weights_only=True))
     return loop.step
