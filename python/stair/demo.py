@@ -191,7 +191,7 @@ def run(
 
 
 def plan(minutes: float, elapsed: float, baseline: bool, *, steps: int, batch: int, seed: int) -> TrainConfig:
-    """A recipe whose training ends in time for what follows: the eager steps, the baseline, evaluation and the index."""
+    """A recipe whose training leaves time for what follows: eager steps, the baseline, evaluation and the index."""
     short = minutes < 3
     left = (60 * minutes - elapsed - AFTERWARDS) * (0.7 if short else 0.85)
     training = max(LEAST_TRAINING, left / (1 + DENSE_SHARE * baseline))
