@@ -65,15 +65,17 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     """A finished demo over four pictures, with a name that would break a page that does not escape."""
     folder = tmp_path_factory.mktemp("page")
     save_checkpoint(folder / "model")
-    inputs = read_inputs([str(save_pictures(folder / "pictures"))])
+    styles = [save_pictures(folder / "pictures" / style) for style in ("discs", "blobs")]
+    inputs = read_inputs(list(map(str, styles)))
     items = [
         {
             "name": f"{entry.name} <b>disc</b>",
-            "style": "blobs" if number % 2 else "discs",
-            "held_out": number > 1,
-            "picture": f"../pictures/{entry.name}.png",
+            "style": entry.picture.parent.name,
+            "held_out": number % 2 == 1,
+            "picture": f"../pictures/{entry.picture.parent.name}/{entry.picture.name}",
         }
         for number, entry in enumerate(inputs)
+        if entry.picture is not None
     ]
     save_collection(folder / "index", encode(*load(folder / "model"), inputs), items, folder / "model")
     log = [{"step": step, "stage": 1, "loss": 9.0 - step} for step in range(1, 4)]

@@ -80,7 +80,7 @@ def demo(
     Example: `stair demo --minutes 8 --baseline`, then open out/demo/index.html
     """
     from stair.demo import run
-    from stair.page import write_page
+    from stair.page import next_commands, write_page
 
     shortened: dict[str, Any] = {"concepts": 40, "steps": 4, "batch": 8} if fast else {}
     with stages() as progress:
@@ -89,7 +89,7 @@ def demo(
         except KeyboardInterrupt as stop:
             raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
     page = write_page(result, out_dir / "index.html")
-    show.demo(result, page)
+    show.demo(result, page, next_commands(result))
 
 
 @app.command()

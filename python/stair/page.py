@@ -32,6 +32,7 @@ QUERIES = (
     "time to sleep",
 )
 FOUND, PICTURES, TERMS = 5, 24, 7
+RED_APPLE = "1F34E"
 SIZE = 72  # side of an inlined picture in pixels
 
 
@@ -73,10 +74,21 @@ def page_content(result: DemoResult) -> dict[str, Any]:
         **_recall(result.evaluation, result.baseline_evaluation),
         **_cost(result),
         "curve": training_curves(result.train.log, result.baseline.log if result.baseline else ()),
-        "folder": result.out_dir,
+        "commands": next_commands(result),
         "sources": result.attributions,
         "footer": footer,
     }
+
+
+def next_commands(result: DemoResult) -> list[str]:
+    """What to try after the demo: a search, and an explanation of a picture in the style that was not trained on."""
+    out_dir = Path(result.out_dir)
+    drawn = sorted((out_dir / "pictures" / result.styles[-1]).iterdir())
+    picture = next((path for path in drawn if path.stem == RED_APPLE), drawn[0])
+    return [
+        f'stair search --index {out_dir / "index"} "a red fruit"',
+        f'stair explain --model {out_dir / "model"} --text "a red fruit" --image {picture}',
+    ]
 
 
 def _searches(result: DemoResult, collection: Collection) -> tuple[list[str], list[dict[str, Any]]]:

@@ -126,7 +126,7 @@ def recall(evaluations: dict[str, Evaluation]) -> None:
             out.print(f"{name}: {counts}")
 
 
-def demo(result: DemoResult, page: Path) -> None:
+def demo(result: DemoResult, page: Path, commands: Sequence[str]) -> None:
     """Recall, what training cost beside eager PyTorch, and what to do next."""
     evaluations = {"STAIR": result.evaluation}
     if result.baseline_evaluation is not None:
@@ -143,13 +143,8 @@ def demo(result: DemoResult, page: Path) -> None:
         cost.add_row("dense CLIP", f"{dense.steps:,}", duration(dense.step_ms / 1000), "")
     out.print(cost)
     out.print(f"{duration(result.seconds['all'])} in all. Next:", markup=False)
-    folder = result.out_dir
-    out.print(f"  open {page}", markup=False, soft_wrap=True)
-    out.print(f'  stair search --index {folder}/index "a red fruit"', markup=False, soft_wrap=True)
-    picture = f"{folder}/pictures/{result.styles[-1]}/1F34E.png"
-    out.print(
-        f'  stair explain --model {folder}/model --text "a red fruit" --image {picture}', markup=False, soft_wrap=True
-    )
+    for line in (f"open {page}", *commands):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def info(found: Info) -> None:
