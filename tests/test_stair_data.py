@@ -251,6 +251,17 @@ def test_an_interrupt_leaves_no_file_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+    pictures = PixelPictures(np.zeros((2, 16, 16, 3), np.uint8))
+    features_of(EfficientNetLite0(), pictures, cache=tmp_path)
+    backbone = EfficientNetLite0()
+    features_of(backbone, pictures, cache=tmp_path)
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"features-.*\.npy: a damaged file of the cache .*; delete it"):
+        features_of(backbone, pictures, cache=tmp_path)
+
+
 def test_file_pictures_are_read_when_needed(pictures: Path) -> None:
     paths = sorted(pictures.glob("*.png"))
     found = FilePictures(paths, 32)

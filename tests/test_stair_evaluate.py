@@ -13,7 +13,7 @@ import torch
 from stair import STAIRModel, STAIRProcessor
 from stair.baseline import DenseCLIP
 from stair.data import EvaluationSet, Pairs
-from stair.demo import DemoResult, run
+from stair.demo import DemoResult, plan, run
 from stair.emoji import INSTALL
 from stair.evaluate import (
     Evaluation,
@@ -206,6 +206,15 @@ def test_the_demo_on_a_few_real_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     )
     cosine = float((kept.to_dense() @ torch.nn.functional.normalize(again.to_dense(), dim=1).T).item())
     assert cosine > 0.99  # the file that was written is the picture that was encoded
+
+
+def test_the_demo_plans_time_for_what_follows_training() -> None:
+    given = {"steps": 700, "batch": 128, "seed": 0}
+    alone, both = plan(8.0, 60.0, False, **given), plan(8.0, 60.0, True, **given)
+    assert 5 < alone.minutes < 7
+    assert both.minutes < 0.8 * alone.minutes
+    assert plan(0.1, 60.0, False, **given).minutes == pytest.approx(1 / 3)
+    assert (plan(2.0, 0.0, False, **given).eager_steps, alone.eager_steps) == (1, 3)
 
 
 def test_demo_arguments_are_checked(tmp_path: Path) -> None:

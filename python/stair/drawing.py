@@ -23,7 +23,7 @@ from stair.emoji import (
     package_folder,
     twemoji_files,
 )
-from stair.features import cache_dir
+from stair.features import cache_dir, load_cached
 from stair.files import replacing
 from stair.processing import fit_square
 
@@ -60,7 +60,7 @@ def render_cached(
     source = f"{VERSION}|{style}|{size}|{_source_version(style)}|{names}"
     path = cache_dir() / f"pictures-{style}-{hashlib.sha256(source.encode()).hexdigest()[:24]}.npy"
     if path.is_file():
-        pictures = np.load(path)
+        pictures = load_cached(path)
     else:
         pictures = render(style, concepts, size, done)
         with replacing(path, "wb") as stream:

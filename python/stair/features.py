@@ -111,7 +111,15 @@ def features_of(
             temporary.unlink(missing_ok=True)
     if done is not None:
         done(len(pictures) * (1 + augmented))
-    return np.load(path, mmap_mode="r")
+    return load_cached(path)
+
+
+def load_cached(path: Path) -> np.ndarray:
+    """A memory-mapped array of the cache; ValueError naming the file when it is damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: a damaged file of the cache ({error}); delete it and try again") from error
 
 
 def _compute(
