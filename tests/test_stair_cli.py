@@ -95,6 +95,12 @@ def test_every_help_text_has_an_example(command: str) -> None:
     assert f"Example: stair {command}" in " ".join(shown.output.split()).replace("`", "")
 
 
+def test_stair_alone_shows_its_commands() -> None:
+    shown = stair()
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert all(command in shown.stdout for command in COMMANDS)
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = "import sys, stair.cli; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     assert process(code=code).stdout.strip() == "[]"

@@ -36,13 +36,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-class CommandError(Exception):
-    """A failure of the environment whose message is ready for the user; bad input is a ValueError."""
-
-    exit_code = ENVIRONMENT
-
-
-class StoppedError(CommandError):
+class StoppedError(Exception):
     """Ctrl-C, with what was kept."""
 
     exit_code = INTERRUPTED
@@ -123,7 +117,7 @@ class Commands(TyperGroup):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
     ) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
         options = words[: words.index("--")] if "--" in words else words
         debug = "--debug" in options
         if debug:
