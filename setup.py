@@ -32,17 +32,22 @@ def torch_root() -> Path | None:
     return next((root for root in roots if (root / "include/torch/csrc/stable/library.h").exists()), None)
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler: CUDACXX, else on PATH, else where the toolkit is usually installed."""
+    return shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
 def with_cuda() -> bool:
     """Whether `_C_cuda.so` is built: STAIR_CUDA=ON|OFF decides, otherwise the presence of nvcc (no GPU is needed)."""
     choice = os.environ.get("STAIR_CUDA", "AUTO").upper()
     if choice not in CHOICES:
         sys.exit(f"STAIR_CUDA: expected one of {', '.join(CHOICES)}, got {choice!r}")
-    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
-    if choice == "ON" and not nvcc:
+    found = nvcc() is not None
+    if choice == "ON" and not found:
         sys.exit("STAIR_CUDA=ON needs nvcc (CUDA toolkit 12.8 or newer) on PATH or in CUDACXX; none was found")
-    if choice == "AUTO" and not nvcc:
+    if choice == "AUTO" and not found:
         print("stair_kernels: no nvcc found, building for the CPU only (install the CUDA toolkit to add _C_cuda.so)")
-    return choice != "OFF" and bool(nvcc)
+    return choice != "OFF" and found
 
 
 def tool(name: str) -> str:
@@ -83,6 +88,8 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "CMAKE_MAKE_PROGRAM": tool("ninja"),  # the one in the tree's cache may have been an isolated build's
         }
+        if with_cuda():
+            settings["CMAKE_CUDA_COMPILER"] = nvcc()
         defines = [f"-D{key}={value}" for key, value in settings.items()]
         subprocess.run([tool("cmake"), "-G", "Ninja", "-S", ROOT, "-B", tree, *defines], check=True)
         subprocess.run([tool("cmake"), "--build", tree, "--target", ext.name.rpartition(".")[2]], check=True)
