@@ -84,3 +84,8 @@ def test_heat_holds_every_share_once(loaded: tuple[STAIRModel, STAIRProcessor], 
 )
 def test_places_are_said_in_words(position: int, words: str) -> None:
     assert place(position, 7) == words
+
+
+def test_places_are_symmetrical_on_an_even_grid() -> None:
+    assert [place(column, 4).split(" (")[0] for column in range(4)] == ["top left", "top", "top", "top right"]
+    assert [place(4 * row, 4).split(" (")[0] for row in range(4)] == ["top left", "left", "left", "bottom left"]

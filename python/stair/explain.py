@@ -129,7 +129,8 @@ def share(text_terms: list[Term], image_terms: list[Term]) -> list[SharedTerm]:
 def place(position: int, grid: int) -> str:
     """A position of a grid x grid map in words: "top left", "centre", with its row and column from 1."""
     row, column = divmod(position, grid)
-    vertical, horizontal = ("top", "", "bottom")[3 * row // grid], ("left", "", "right")[3 * column // grid]
+    third_down, third_across = (3 * (2 * cell + 1) // (2 * grid) for cell in (row, column))  # of the cell's middle
+    vertical, horizontal = ("top", "", "bottom")[third_down], ("left", "", "right")[third_across]
     words = " ".join(part for part in (vertical, horizontal) if part) or "centre"
     return f"{words} ({row + 1}, {column + 1})"
 

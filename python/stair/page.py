@@ -238,7 +238,9 @@ def _cost(result: DemoResult) -> dict[str, Any]:
     ]
     if trained.eager_step_ms is not None:
         bars.append(("eager PyTorch, which writes [B, L, V] logits", trained.eager_step_ms, False))
-        facts.insert(2, ("the same steps in eager PyTorch", duration(trained.steps * trained.eager_step_ms / 1000)))
+        facts.insert(
+            2, ("as many steps at the eager time a step", duration(trained.steps * trained.eager_step_ms / 1000))
+        )
         facts.insert(4, ("peak memory, eager", megabytes(trained.eager_peak_rss_mb or 0)))
     if result.baseline is not None:
         facts.insert(2, ("dense CLIP, the same steps", duration(result.baseline.seconds)))

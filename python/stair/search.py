@@ -38,6 +38,7 @@ class Hit:
     rank: int
     score: float
     name: str
+    picture: str | None  # a path, as seen from here
     item: dict[str, Any]
     matches: list[Match] = field(default_factory=list)
 
@@ -170,10 +171,11 @@ class Collection:
                 matches = matches_of(
                     (values[row], indices[row]), (self.values[position], self.indices[position]), vocabulary
                 )
-                hits.append(Hit(len(hits) + 1, float(score), str(item["name"]), item, matches))
+                path = self.picture(item)
+                hits.append(Hit(len(hits) + 1, float(score), item["name"], str(path) if path else None, item, matches))
             found.append(hits)
         return found
 
     def picture(self, item: dict[str, Any]) -> Path | None:
         """Where an item's picture lies, or None for a text."""
-        return self.folder / item["picture"] if item.get("picture") else None
+        return Path(os.path.normpath(self.folder / item["picture"])) if item.get("picture") else None

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SHADES = " ░▒▓█"
-RECALL_RIGHT = ("queries", "1", "5", "10")
 
 
-def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table in the one style that all commands share."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
@@ -53,8 +52,7 @@ def hits(query: str, terms: dict[str, float], found: Sequence[Hit], shown: int =
         matched = ", ".join(f"{escape(match.term)} {match.share:.0%}" for match in hit.matches[:shown])
         rest = len(hit.matches) - shown
         matched += f" [dim]+{rest} more[/]" if rest > 0 else ""
-        where = hit.item.get("picture") or ""
-        name = escape(hit.name) + (f"\n[dim]{escape(str(where))}[/]" if where else "")
+        name = escape(hit.name) + (f"\n[dim]{escape(hit.picture)}[/]" if hit.picture else "")
         made.add_row(str(hit.rank), f"{hit.score:.3f}", name, matched)
     out.print(made)
 
@@ -73,7 +71,7 @@ def explanation(result: Explanation, shown: int = 12) -> None:
     made = table(
         "term", "text", "picture", "share", "", "word", "seen at (row, column)", right=("text", "picture", "share")
     )
-    made.title = f"Score {result.score:.3f} from {len(result.shared)} shared terms"
+    out.print(f"[bold]Score {result.score:.3f} from {len(result.shared)} shared terms[/]")
     for term in result.shared[:shown]:
         weights = f"{term.text_weight:.3f}", f"{term.image_weight:.3f}", f"{term.share:.0%}"
         made.add_row(escape(term.term), *weights, bar(term.share), escape(term.text_where), term.image_where)
@@ -83,7 +81,8 @@ def explanation(result: Explanation, shown: int = 12) -> None:
 
 
 def _terms(title: str, where: str, terms: Sequence[Term], shown: int) -> None:
-    made = table("term", "weight", "", where, title=f"{title}: {len(terms)} active terms", right=("weight",))
+    out.print(f"[bold]{title}: {len(terms)} active terms[/]")
+    made = table("term", "weight", "", where, right=("weight",))
     heaviest = max((term.weight for term in terms), default=1.0)
     for term in terms[:shown]:
         made.add_row(escape(term.term), f"{term.weight:.3f}", bar(term.weight / heaviest), escape(term.where))
@@ -110,15 +109,17 @@ def _heat_map(result: Explanation) -> None:
 
 
 def recall(evaluations: dict[str, Evaluation]) -> None:
-    """Recall at 1, 5 and 10 in per cent, models one below the other; then the active terms."""
-    made = table("of 100 queries, found among the first", "queries", "model", "1", "5", "10", right=RECALL_RIGHT)
+    """Recall at 1, 5 and 10 in per cent, a column a model; then the active terms."""
     names = list(evaluations)
+    made = table("of 100 queries, found among the first 1 / 5 / 10", "queries", *names, right=("queries", *names))
+    before = ""
     for group in zip(*(evaluation.recalls for evaluation in evaluations.values())):
-        for name, found in zip(names, group):
-            first = name == names[0]
-            what = f"{escape(found.set)}, {found.direction}" if first else ""
-            numbers = (f"{value:.1f}" for value in (found.r1, found.r5, found.r10))
-            made.add_row(what, f"{found.count:,}" if first else "", name, *numbers)
+        first = group[0]
+        if first.set != before:
+            made.add_row(f"[bold]{escape(first.set)}[/]")
+            before = first.set
+        numbers = (f"{found.r1:.1f} / {found.r5:.1f} / {found.r10:.1f}" for found in group)
+        made.add_row(f"  {first.direction}", f"{first.count:,}", *numbers)
     out.print(made)
     for name, evaluation in evaluations.items():
         if evaluation.image_active:
