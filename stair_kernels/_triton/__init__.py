@@ -1,1 +1,0 @@
-"""Triton kernels of the matmul-shaped operators; imported only where there is a GPU."""
