@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import signal
@@ -26,6 +27,7 @@ from stair.vision import has_bfloat16
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 PRECISIONS = ("auto", "float32", "bfloat16")
+RELEASE_EVERY = 10  # steps
 
 
 @dataclass
@@ -124,6 +126,14 @@ def peak_rss_mb() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
+def release_free_memory() -> None:
+    """Gives freed heap back to the system. glibc keeps it in pieces that the next large tensors do not fit: over 600
+    steps with the full vocabulary the process grew to 3.6 GB without this."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 class Loop:
     """State of one run: the optimizer, the random draws, the step and the clock; all of it is kept in a checkpoint."""
 
@@ -207,6 +217,8 @@ class Loop:
                     line = self.advance()
                     if progress is not None:
                         progress(stage, *self._done(), line)
+                    if self.step % RELEASE_EVERY == 0:
+                        release_free_memory()
                     if stopped.is_set():
                         raise KeyboardInterrupt
                     if save is not None and time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
