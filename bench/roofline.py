@@ -28,6 +28,11 @@ class Roofline:
         gflops = self.gflops.get(dtype)
         return None if gflops is None else 1e3 * max(flops / (gflops * 1e9), mem_bytes / (self.read_gbps * 1e9))
 
+    def best(self, other: Roofline) -> Roofline:
+        """The higher of two measurements: a limit is what was reached at any time."""
+        gflops = {dtype: max(rate, self.gflops.get(dtype, 0.0)) for dtype, rate in other.gflops.items()}
+        return Roofline(gflops, max(self.read_gbps, other.read_gbps))
+
 
 def measure(threads: int, folder: Path, seconds: float = 0.5) -> Roofline:
     """Compiles peak.cpp for this machine and runs it on every thread at once; the sum of the threads' rates."""
