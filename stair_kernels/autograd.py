@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stair_kernels.rows import scatter_rows
+
 Context = Any  # the autograd context that torch.library passes
 
 
@@ -142,10 +144,8 @@ def _save_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _topk_backward(ctx: Context, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
     (indices,) = ctx.saved_tensors
-    # empty slots add exactly 0 to column 0: every element has at most one other addend, so the order cannot matter
-    grad = torch.where(indices >= 0, grad_values, 0.0)
-    dense = grad_values.new_zeros(ctx.shape)
-    return dense.scatter_add(1, indices.clamp(min=0).long(), grad).to(ctx.dtype), None
+    # indices are unique within a row: no element has two addends, so that the order cannot matter
+    return scatter_rows(grad_values, indices, ctx.shape[1]).to(ctx.dtype), None
 
 
 def _save_sparse_dot(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -168,8 +168,8 @@ def _save_flops(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _flops_backward(ctx: Context, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     indices, means = ctx.saved_tensors
     scale = 2 * grad / max(indices.shape[0], 1)
-    filled = indices >= 0
-    return torch.where(filled, scale * means[indices.clamp(min=0).long()], 0.0), None, None
+    with_empty = torch.nn.functional.pad(means, (0, 1))  # empty slots read the 0 behind the last mean
+    return scale * with_empty[torch.where(indices >= 0, indices, means.shape[0]).long()], None, None
 
 
 def _no_double_backward(ctx: Context, *_: Any) -> tuple[Any, ...]:

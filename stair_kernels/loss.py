@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stair_kernels.ops import _head_args
+from stair_kernels.ops import PackedVocab, _head_args
 from stair_kernels.reference import StairLoss, VocabHead
 
 EPS = 1e-12  # of the L2 norm, as torch.nn.functional.normalize
@@ -44,6 +44,9 @@ def stair_loss(
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
+    for name, head in (("text", text), ("image", image)):
+        if isinstance(head[1], PackedVocab):
+            raise ValueError(f"{name}: expected a weight tensor [V, D], got a PackedVocab (it serves inference only)")
     args = [_head_args(*head, None, ACTIVATION)[:4] for head in (VocabHead(*text), VocabHead(*image))]
     B, V = args[0][0].shape[0], args[0][1].shape[0]
     if args[1][0].shape[0] != B:
@@ -94,8 +97,9 @@ def _stair_loss(
         score /= norms[0][:, None] * norms[1]
         logit, target = scale * score, torch.arange(B, device=device)
         contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
-        rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf).amax(dim=1)
-        accuracy = (logit.diagonal() > rivals).float().mean()
+        rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf)
+        best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
+        accuracy = (logit.diagonal() > best_rival).float().mean()
         flops = means.square().sum(dim=1)
     return (
         contrastive,

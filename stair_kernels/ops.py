@@ -1,4 +1,4 @@
-"""The public operators: checks, then one torch.ops.stair call each; fakes and autograd registrations.
+"""The public operators: checks, then one torch.ops.stair call each. Fakes and gradients: `stair_kernels/autograd.py`.
 
 Meaning, ties, empty rows and NaN: `stair_kernels/reference.py`. Schemas: `csrc/ops.cpp`. Every operator works under
 autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stair_kernels.reference import ACTIVATIONS
 from stair_kernels.rows import SparseRows, _readable
+from stair_kernels.version import __version__
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,8 +53,7 @@ def vocab_topk(
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
-    if k < 1:
-        raise ValueError(f"k: expected an integer >= 1, got {k}")
+    _check_k(k)
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
     values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation)
     return SparseRows(values, indices, positions, weight.shape[0])
@@ -98,10 +98,10 @@ def topk(dense: Tensor, k: int) -> SparseRows:
     Raises:
         ValueError: on a wrong shape or dtype, or k < 1.
     """
+    _check_tensor("dense", dense)
     if dense.dim() != 2 or dense.dtype not in DTYPES:
         raise ValueError(f"dense: expected [B, V] in {_names(DTYPES)}, got {list(dense.shape)} {dense.dtype}")
-    if k < 1:
-        raise ValueError(f"k: expected an integer >= 1, got {k}")
+    _check_k(k)
     _check_device("dense", dense)
     values, indices = torch.ops.stair.topk(dense, k)
     return SparseRows(values, indices, None, dense.shape[1])
@@ -115,6 +115,9 @@ def sparse_dot(a: SparseRows, b: SparseRows) -> Tensor:  # [Q, N] float32
     Raises:
         ValueError: when the two differ in vocab_size or device.
     """
+    for name, rows in (("a", a), ("b", b)):
+        if not isinstance(rows, SparseRows):
+            raise ValueError(f"{name}: expected SparseRows, got {type(rows).__name__}")
     if a.vocab_size != b.vocab_size:
         raise ValueError(f"b: expected vocab_size {a.vocab_size} like a, got {b.vocab_size}")
     if a.device != b.device:
@@ -138,20 +141,33 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        got = str(value.layout) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected a dense tensor, got {got}")
+
+
+def _check_k(k: Any) -> None:
+    if not isinstance(k, (int, torch.SymInt)) or not 1 <= k < 2**31:
+        raise ValueError(f"k: expected an integer >= 1 and < 2^31, got {k!r}")
+
+
 def _check_device(name: str, tensor: Tensor) -> None:
     if tensor.device.type not in ("cpu", "meta"):
-        kind = tensor.device.type
         raise ValueError(
-            f"{name}: expected a CPU tensor (this build has no {kind} kernels), got one on {tensor.device}"
+            f"{name}: expected a CPU tensor, got one on {tensor.device}: stair_kernels {__version__} has no "
+            f"{tensor.device.type} kernels; move it with .cpu()"
         )
 
 
 def _check_weight(weight: Tensor, bias: Tensor | None) -> None:
+    _check_tensor("weight", weight)
     if weight.dim() != 2 or weight.dtype not in DTYPES:
         raise ValueError(f"weight: expected [V, D] in {_names(DTYPES)}, got {list(weight.shape)} {weight.dtype}")
     _check_device("weight", weight)
     if bias is None:
         return
+    _check_tensor("bias", bias)
     if bias.shape != weight.shape[:1] or bias.dtype not in DTYPES:
         raise ValueError(f"bias: expected [{weight.shape[0]}] in {_names(DTYPES)}, got {list(bias.shape)} {bias.dtype}")
     if bias.device != weight.device:
@@ -192,26 +208,32 @@ def _head_args(
     activation: str,
 ) -> tuple[Any, ...]:
     """The checked arguments that vocab_topk and vocab_pool share, in the order of their schemas."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    packed_vocab, width = None, weight.shape[-1]
+    for name, tensor in (("hidden", hidden), ("mask", mask), ("cu_seqlens", cu_seqlens)):
+        if tensor is not None or name == "hidden":
+            _check_tensor(name, tensor)
+    packed_vocab = None
     if isinstance(weight, PackedVocab):
         if bias is not None:
             raise ValueError("bias: expected None with a PackedVocab (pack_vocab(weight, bias) holds it), got a tensor")
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise ValueError("weight: expected a tensor where gradients are wanted, got a PackedVocab (inference only)")
-        packed_vocab, bias, weight = weight.shape[0], weight.bias, weight.panels
+        (packed_vocab, width), bias, weight = weight.shape, weight.bias, weight.panels
     else:
         _check_weight(weight, bias)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+        width = weight.shape[1]
+    device = hidden.device
+    if weight.device != device:
+        raise ValueError(f"weight: expected device {device} like hidden, got {weight.device}")
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        # a packed weight keeps the dtype that it was packed in: its layout goes with it
+        dtype = torch.get_autocast_dtype(device.type) if packed_vocab is None else weight.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     if hidden.dtype not in DTYPES:
         raise ValueError(f"hidden: expected {_names(DTYPES)}, got {hidden.dtype}")
     if weight.dtype != hidden.dtype:
         raise ValueError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
-    if weight.device != hidden.device:
-        raise ValueError(f"weight: expected device {hidden.device} like hidden, got {weight.device}")
     _check_layout(hidden, mask, cu_seqlens)
     if hidden.shape[-1] != width:
         raise ValueError(f"weight: expected [V, {hidden.shape[-1]}] like hidden, got [V, {width}]")

@@ -172,6 +172,7 @@ def stair_loss(
     """Symmetric InfoNCE over logit_scale * <text row, image row>, plus a FLOPS penalty a tower (STAIR, section 3).
 
     With `normalize`, rows are divided by max(their L2 norm, 1e-12) for the product; FLOPS is of the rows as they are.
+    The means over an empty batch are NaN.
     """
     rows = [vocab_pool(*head, compute_dtype=compute_dtype) for head in (text, image)]
     left, right = (F.normalize(row, dim=1) if normalize else row for row in rows)
@@ -181,8 +182,9 @@ def stair_loss(
     contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
     penalties = [row.mean(dim=0).square().sum() for row in rows]
     active = [(row > 0).sum(dim=1).to(compute_dtype).mean() for row in rows]
-    rivals = logit.detach().masked_fill(torch.eye(len(logit), dtype=torch.bool), -torch.inf).amax(dim=1)
-    accuracy = (logit.detach().diagonal() > rivals).to(compute_dtype).mean()
+    rivals = logit.detach().masked_fill(torch.eye(len(logit), dtype=torch.bool), -torch.inf)
+    best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
+    accuracy = (logit.detach().diagonal() > best_rival).to(compute_dtype).mean()
     loss = contrastive + text_flops * penalties[0] + image_flops * penalties[1]
     return StairLoss(loss, contrastive, penalties[0], penalties[1], active[0], active[1], accuracy)
 

@@ -107,6 +107,12 @@ def test_all_zero_output_scores_nothing(impl: Implementation) -> None:
     torch.testing.assert_close(result.contrastive, torch.tensor(4.0).log())
 
 
+def test_the_means_over_an_empty_batch_are_nan(impl: Implementation) -> None:
+    leaves, mask = make_pair(torch.float32, 0, 60)
+    for operators in (impl.operators, reference):
+        assert run(operators, leaves, mask, 1.0)[0].contrastive.isnan()
+
+
 def test_same_bits_for_any_number_of_threads(impl: Implementation, threads) -> None:  # type: ignore[no-untyped-def]
     leaves, mask = make_pair(torch.float32, 6, 700)
     results = []
@@ -147,6 +153,7 @@ def test_bad_input_names_the_argument() -> None:
             r"image: expected a vocabulary of 60 like text, got 50",
         ),
         ({"logit_scale": torch.ones(2)}, r"logit_scale: expected a float or a scalar tensor, got shape \[2\]"),
+        ({"image": VocabHead(leaves[3], sk.pack_vocab(leaves[4]))}, r"image: expected a weight tensor"),
         ({"chunk": 0}, r"chunk: expected an integer >= 1, got 0"),
         ({"text": VocabHead(leaves[0], leaves[1], leaves[2], mask[:2])}, r"mask: expected \[4, 5\] bool"),
     ]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from conftest import Implementation
@@ -189,6 +191,37 @@ def test_packed_vocabulary_gives_the_same_bits(impl: Implementation, dtype: torc
         impl.operators.vocab_topk(head.hidden.requires_grad_(), packed, k=9)
 
 
+def test_packed_vocabulary_keeps_its_dtype_under_autocast(impl: Implementation) -> None:
+    head = make_head("padded", torch.float32, 3, 5, 20, 333)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = impl.operators.vocab_topk(head.hidden, sk.pack_vocab(head.weight, head.bias), k=9)
+    same_rows(rows, impl.operators.vocab_topk(head.hidden, head.weight, head.bias, k=9))
+
+
+def test_offsets_of_any_stride(impl: Implementation) -> None:
+    head = make_head("packed", torch.float32, 6, 5, 8, 100)
+    spread = torch.full((14,), 2**30, dtype=torch.int32)
+    spread[::2] = head.cu_seqlens
+    results = []
+    for cu_seqlens in (head.cu_seqlens, spread[::2]):
+        fresh = head.leaves()
+        rows = impl.operators.vocab_topk(fresh.hidden, fresh.weight, fresh.bias, k=9, cu_seqlens=cu_seqlens)
+        dense = impl.operators.vocab_pool(fresh.hidden, fresh.weight, fresh.bias, cu_seqlens=cu_seqlens)
+        (rows.values.sum() + dense.square().sum()).backward()
+        results.append([rows.values, dense, *(grad for _, grad in fresh.grads())])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_many_threads_do_not_keep_more_candidates_than_the_dense_row(impl: Implementation, threads) -> None:  # type: ignore[no-untyped-def]
+    head = make_head("single", torch.float32, 2048, 1, 4, 30522)
+    want = impl.operators.vocab_topk(*head.args()[0], k=256)
+    threads(48)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    same_rows(impl.operators.vocab_topk(*head.args()[0], k=256), want)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 2048 * 30522 * 4
+
+
 def test_opcheck() -> None:
     for layout in LAYOUTS:
         head = make_head(layout, torch.float32, 3, 4, 8, 60).leaves()
@@ -288,7 +321,13 @@ GOOD = {
         ({"mask": torch.ones(2, 3)}, r"mask: expected \[2, 3\] bool like hidden, got \[2, 3\] torch.float32"),
         ({"mask": torch.ones(3, 2).bool()}, r"mask: expected \[2, 3\] bool like hidden, got \[3, 2\] torch.bool"),
         ({"hidden": torch.ones(2, 4)}, r"mask: expected None with hidden \[B, D\]"),
-        ({"k": 0}, r"k: expected an integer >= 1, got 0"),
+        ({"k": 0}, r"k: expected an integer >= 1 and < 2\^31, got 0"),
+        ({"k": 2**62}, r"k: expected an integer >= 1 and < 2\^31"),
+        ({"k": 2.5}, r"k: expected an integer .*, got 2.5"),
+        ({"hidden": [1.0]}, r"hidden: expected a dense tensor, got list"),
+        ({"weight": torch.tensor(1.0)}, r"weight: expected \[V, D\]"),
+        ({"weight": torch.ones(5, 4).to_sparse()}, r"weight: expected a dense tensor, got torch.sparse_coo"),
+        ({"activation": ["relu"]}, r"activation: expected one of"),
         ({"activation": "gelu"}, r"activation: expected one of log_relu, .*, got 'gelu'"),
         ({"cu_seqlens": torch.tensor([0, 2]).int()}, r"hidden: expected packed \[T, D\] with cu_seqlens"),
         (

@@ -190,15 +190,14 @@ void tile(const Word* tokens, const Word* panels, int64_t steps, float* out) {
 
 template <class Math>
 void run_tile(int size, const Word* tokens, const Word* panels, int64_t steps, float* out) {
-  switch (size) {
-    case kTokens:
-      return tile<Math, kTokens>(tokens, panels, steps, out);
+  if (size == kTokens) return tile<Math, kTokens>(tokens, panels, steps, out);
+  switch (size) {  // the sizes of a last tile, where they are smaller than a full one
     case 8:
       return tile<Math, 8 < kTokens ? 8 : 1>(tokens, panels, steps, out);
     case 4:
       return tile<Math, 4 < kTokens ? 4 : 1>(tokens, panels, steps, out);
-    case kTokens == 2 ? -1:
-      2 : return tile<Math, 2>(tokens, panels, steps, out);
+    case 2:
+      return tile<Math, 2>(tokens, panels, steps, out);
     default:
       return tile<Math, 1>(tokens, panels, steps, out);
   }

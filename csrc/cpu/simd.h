@@ -45,7 +45,7 @@ using RowDone = void (*)(void* context, PooledBlock& block);
 struct SimdKernels {
   const char* name;
   int tile_tokens;  // tokens in a full tile
-  bool pairs;       // multiplies bfloat16 in pairs
+  bool pairs;       // multiplies bfloat16 in pairs; subnormal bfloat16 then counts as 0 (VDPBF16PS)
 
   // The words of one row of D elements.
   void (*load_row)(const void* in, Dtype dtype, int64_t stride, int64_t D, bool pairs, Word* out);

@@ -125,18 +125,14 @@ class VocabBlocks {
   int64_t V_, D_;
 };
 
-// Splits `blocks` among at most get_num_threads() chunks of neighbouring blocks.
+// `blocks` shared out to at most `most` threads, to each a run of neighbouring blocks.
 struct Split {
-  explicit Split(int64_t blocks)
-      : blocks_(blocks),
-        chunks(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(blocks, 1))) {}
-  int64_t begin(int64_t chunk) const { return blocks_ * chunk / chunks; }
+  explicit Split(int64_t blocks, int64_t most = std::numeric_limits<int64_t>::max())
+      : blocks(blocks),
+        chunks(std::max<int64_t>(1, std::min({int64_t(torch::stable::get_num_threads()), blocks, most}))) {}
+  int64_t begin(int64_t chunk) const { return blocks * chunk / chunks; }
 
- private:
-  int64_t blocks_;
-
- public:
-  const int64_t chunks;
+  const int64_t blocks, chunks;
 };
 
 // Sink: float floor state and `void row_done(int64_t block, int columns, PooledBlock&)`; one sink a chunk, no sharing.
@@ -175,12 +171,16 @@ class TokenIndex {
  public:
   TokenIndex(const Tensor& hidden, const std::optional<Tensor>& cu_seqlens)
       : L_(hidden.dim() == 3 ? hidden.size(1) : 0),
-        bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr) {}
-  int64_t operator()(int64_t row, int32_t position) const { return (bounds_ ? bounds_[row] : row * L_) + position; }
+        bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr),
+        stride_(cu_seqlens ? cu_seqlens->stride(0) : 0) {}
+  int64_t operator()(int64_t row, int32_t position) const {
+    return (bounds_ ? bounds_[row * stride_] : row * L_) + position;
+  }
 
  private:
   int64_t L_;
   const int32_t* bounds_;
+  int64_t stride_;
 };
 
 }  // namespace stair

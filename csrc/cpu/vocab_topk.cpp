@@ -21,9 +21,14 @@ bool better(const Candidate& a, const Candidate& b) {
 
 // The running k best of every row over one chunk of the vocabulary.
 struct TopkSink {
+  // What a row may hold before it is cut back to k; no more than `most`, the columns that there are.
+  static int64_t capacity_of(int64_t k, int64_t most) {
+    return std::min(std::min(k, most) + std::max<int64_t>(std::min(k, most), 2 * kBlock), most);
+  }
+
   TopkSink(int64_t B, int64_t k, int64_t most, Activation activation)
       : k(k),
-        capacity(std::min(k + std::max<int64_t>(k, 2 * kBlock), most)),
+        capacity(capacity_of(k, most)),
         floors(B, floor_of(activation)),
         counts(B, 0),
         poisoned(B, 0),
@@ -109,7 +114,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
   TokenTiles batch(hidden, mask, cu_seqlens, pairs);
   VocabBlocks vocab(weight, bias, packed_vocab, batch.width(), pairs);
   int64_t B = batch.rows(), V = vocab.vocab();
-  Split split(vocab.count());
+  // Every thread keeps candidates of every row: not so many threads that these grow to the size of [B, V].
+  Split split(vocab.count(), V / (8 * std::max<int64_t>(TopkSink::capacity_of(k, V), 1)));
   std::vector<TopkSink> sinks;
   for (int64_t c = 0; c < split.chunks; ++c)
     sinks.emplace_back(B, k, (split.begin(c + 1) - split.begin(c)) * kBlock, activation);

@@ -42,6 +42,7 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
     """
     inputs: list[Input] = []
     for word in words:
+        require_utf8(word, "text")
         path = Path(word)
         if not word.strip():
             raise ValueError("text: expected words, got an empty text")
@@ -74,6 +75,14 @@ def pictures_below(folder: Path) -> list[Path]:
     return found
 
 
+def require_utf8(text: str, name: str) -> None:
+    """Raises ValueError for bytes that were no UTF-8: Python carries them in arguments and stdin as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: expected UTF-8, got {text!r}") from None
+
+
 def _require_file(path: Path, kind: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such {kind}; check the path")
@@ -81,6 +90,8 @@ def _require_file(path: Path, kind: str) -> None:
 
 def _lines(stream: IO[str], name: str) -> list[Input]:
     found = [Input(line.strip(), text=line.strip()) for line in stream if line.strip()]
+    for line in found:
+        require_utf8(line.name, name)
     if not found:
         raise ValueError(f"{name}: expected one text a line, got no line with words")
     return found

@@ -88,18 +88,8 @@ def _parts(problem: str) -> list[Part]:
     parts = [
         library("_C", "operators on the CPU", BUILD),
         library("_index", "the sparse index", BUILD),
-        library("_C_cuda", "operators on NVIDIA GPUs (CUDA C++)", f"install the CUDA toolkit, then {BUILD}"),
+        library("_C_cuda", "NVIDIA GPUs (no operator yet)", f"install the CUDA toolkit, then {BUILD}"),
     ]
-    triton = version("triton")
-    parts.append(
-        Part(
-            "triton",
-            "operators on NVIDIA GPUs (matmul-shaped)",
-            triton is not None,
-            triton or "not installed",
-            "" if triton else "pip install triton (Linux with an NVIDIA GPU)",
-        )
-    )
     missing = [package for package in DEMO_PACKAGES if version(package) is None]
     note = f"missing {', '.join(missing)}" if missing else "all there"
     get = f"pip install --no-deps {' '.join(missing)}" if missing else ""

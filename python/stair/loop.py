@@ -51,10 +51,10 @@ class TrainConfig:
     steps: int = 600
     minutes: float | None = None
     batch: int = 128
-    grounding: float = 0.05
-    start_active: float = 200.0
+    grounding: float = 0.15
+    start_active: float = 100.0
     learning_rate: float = 2e-3
-    text_learning_rate: float = 8e-4
+    text_learning_rate: float = 3e-4
     text_flops: float = 1e-3
     image_flops: float = 1e-3
     text_k: int = 64
