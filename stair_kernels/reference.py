@@ -174,17 +174,38 @@ def stair_loss(
     With `normalize`, rows are divided by max(their L2 norm, 1e-12) for the product; FLOPS is of the rows as they are.
     The means over an empty batch are NaN.
     """
-    rows = [vocab_pool(*head, compute_dtype=compute_dtype) for head in (text, image)]
+    text_rows, image_rows = (vocab_pool(*head, compute_dtype=compute_dtype) for head in (text, image))
+    return loss_of_rows(
+        text_rows,
+        image_rows,
+        logit_scale=logit_scale,
+        text_flops=text_flops,
+        image_flops=image_flops,
+        normalize=normalize,
+    )
+
+
+def loss_of_rows(
+    text: Tensor,  # [B, V]
+    image: Tensor,  # [B, V]
+    *,
+    logit_scale: Tensor | float,
+    text_flops: float = 0.0,
+    image_flops: float = 0.0,
+    normalize: bool = False,
+) -> StairLoss:
+    """What stair_loss is of the two towers' dense rows."""
+    rows = (text, image)
     left, right = (F.normalize(row, dim=1) if normalize else row for row in rows)
-    score = left @ right.T
-    logit = logit_scale * score
-    target = torch.arange(len(logit))
+    logit = logit_scale * (left @ right.T)
+    target = torch.arange(len(logit), device=logit.device)
     contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
     penalties = [row.mean(dim=0).square().sum() for row in rows]
-    active = [(row > 0).sum(dim=1).to(compute_dtype).mean() for row in rows]
-    rivals = logit.detach().masked_fill(torch.eye(len(logit), dtype=torch.bool), -torch.inf)
+    active = [(row > 0).sum(dim=1).to(row.dtype).mean() for row in rows]
+    own = torch.eye(len(logit), dtype=torch.bool, device=logit.device)
+    rivals = logit.detach().masked_fill(own, -torch.inf)
     best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
-    accuracy = (logit.detach().diagonal() > best_rival).to(compute_dtype).mean()
+    accuracy = (logit.detach().diagonal() > best_rival).to(logit.dtype).mean()
     loss = contrastive + text_flops * penalties[0] + image_flops * penalties[1]
     return StairLoss(loss, contrastive, penalties[0], penalties[1], active[0], active[1], accuracy)
 

@@ -32,17 +32,15 @@ def joint_loss(
         return sk.stair_loss(
             text, image, logit_scale=logit_scale, text_flops=text_flops, image_flops=image_flops, normalize=True
         )
-    rows = [eager_pool(side).float() for side in (text, image)]
-    left, right = (F.normalize(row, dim=1) for row in rows)
-    logit = logit_scale * (left @ right.T)
-    target = torch.arange(len(logit), device=logit.device)
-    contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
-    penalties = [row.mean(dim=0).square().sum() for row in rows]
-    active = [(row > 0).sum(dim=1).float().mean() for row in rows]
-    rivals = logit.detach().masked_fill(torch.eye(len(logit), dtype=torch.bool), -torch.inf).amax(dim=1)
-    accuracy = (logit.detach().diagonal() > rivals).float().mean()
-    loss = contrastive + text_flops * penalties[0] + image_flops * penalties[1]
-    return sk.StairLoss(loss, contrastive, penalties[0], penalties[1], active[0], active[1], accuracy)
+    text_rows, image_rows = (eager_pool(side).float() for side in (text, image))
+    return sk.reference.loss_of_rows(
+        text_rows,
+        image_rows,
+        logit_scale=logit_scale,
+        text_flops=text_flops,
+        image_flops=image_flops,
+        normalize=True,
+    )
 
 
 def raw_logits(head: sk.VocabHead) -> Tensor:
