@@ -20,8 +20,8 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def(
       "vocab_pool_backward(Tensor grad_out, Tensor out, Tensor positions, Tensor hidden, Tensor weight, "
       "Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
-  // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero; bfloat16 [.., ceil(D / 2), 32] in
-  // pairs
+  // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero; 16-bit dtypes in pairs along D,
+  // [.., 16 * ceil(D / 32), 32], zero past D
   m.def("pack_vocab(Tensor weight) -> Tensor");
   // -> values [B, k] float32, indices [B, k] int32
   m.def("topk(Tensor dense, int k) -> (Tensor, Tensor)");

@@ -78,8 +78,9 @@ def _(
 
 @torch.library.register_fake("stair::pack_vocab")
 def _(weight: Tensor) -> Tensor:
-    group = 2 if weight.dtype == torch.bfloat16 else 1
-    return weight.new_empty(((weight.shape[0] + 127) // 128 * 8, (weight.shape[1] + group - 1) // group, 16 * group))
+    V, D = weight.shape
+    steps, width = (D, 16) if weight.dtype == torch.float32 else ((D + 31) // 32 * 16, 32)
+    return weight.new_empty(((V + 127) // 128 * 8, steps, width))
 
 
 @torch.library.register_fake("stair::topk")

@@ -133,7 +133,7 @@ def flops(rows: SparseRows) -> Tensor:  # [] float32
 
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU kernels: avx512_bf16, avx512, avx2 or generic; STAIR_CPU_ISA forces one."""
+    """The instruction set of the CPU kernels: amx, avx512_bf16, avx512, avx2 or generic; STAIR_CPU_ISA forces one."""
     return torch.ops.stair.cpu_isa()
 
 

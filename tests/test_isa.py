@@ -1,10 +1,12 @@
-"""The operator tests again, under every other instruction set that this CPU has."""
+"""The operator tests again, under every other instruction set that this CPU has, and AMX in emulation where it has none."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,49 +14,93 @@ import pytest
 import stair_kernels as sk
 
 HERE = Path(__file__).parent
-ALL = ("avx512_bf16", "avx512", "avx2", "generic")
-OPERATOR_TESTS = ("test_vocab_topk.py", "test_vocab_pool.py", "test_stair_loss.py")
+ALL = ("amx", "avx512_bf16", "avx512", "avx2", "generic")
+OPERATOR_TESTS = ("test_vocab_topk.py", "test_vocab_pool.py", "test_topk.py", "test_stair_loss.py")
+# Instruction sets differ in tiles, conversions, packing and the logarithm, not in layouts and registrations.
+SAME = ("opcheck", "compile", "bad_input", "padded", "single", "elu1p", "log_log_relu", "any_number_of_threads")
+SAME_IN_EMULATION = ("opcheck", "compile", "bad_input", "elu1p", "log_log_relu")
+PYTEST = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+# The same, and says how many tile products the emulator of AMX has done.
+EMULATED_PYTEST = """
+import ctypes, pytest, sys
+code = pytest.main(sys.argv[1:])
+print(ctypes.CDLL(None).stair_amx_products(), "AMX products")
+sys.exit(code)
+"""
 
 
-def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
+def run(isa: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, "STAIR_CPU_ISA": isa},
+        env={**os.environ, "STAIR_CPU_ISA": isa, **env},
         capture_output=True,
         text=True,
         timeout=600,
     )
 
 
+def run_operator_tests(isa: str, script: str, only: str, leave_out: tuple[str, ...], **env: str) -> str:
+    """The output of the operator tests whose name holds `only`, in a process of their own."""
+    chosen = " and ".join([only, *(f"not {name}" for name in leave_out)])
+    # pytest's fault handler would take the signal that the emulator lives on
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-k", chosen]
+    result = run(isa, "-c", script, *options, *(str(HERE / name) for name in OPERATOR_TESTS), **env)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert " passed" in result.stdout
+    return result.stdout
+
+
+def probe(isa: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return run(isa, "-c", "import stair_kernels as sk; print(sk.cpu_isa())", **env)
+
+
+def lacks(isa: str) -> bool:
+    return "expected one that this CPU has" in probe(isa).stderr
+
+
 @pytest.mark.parametrize("isa", [isa for isa in ALL if isa != sk.cpu_isa()])
 def test_operators_on(isa: str) -> None:
     if "STAIR_CPU_ISA" in os.environ:
         pytest.skip("already running under a forced instruction set")
-    probe = run(isa, "-c", "import stair_kernels as sk; print(sk.cpu_isa())")
-    if "expected one that this CPU has" in probe.stderr:
+    if lacks(isa):
         pytest.skip(f"this CPU has no {isa}")
-    assert probe.stdout.strip() == isa, probe.stderr
-    # Instruction sets differ in tiles, conversions, packing and the logarithm, not in layouts and registrations.
-    skipped = ("opcheck", "compile", "bad_input", "padded", "single", "elu1p", "log_log_relu", "any_number_of_threads")
-    tests = [str(HERE / name) for name in OPERATOR_TESTS]
-    result = run(
-        isa,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        " and ".join(f"not {name}" for name in skipped),
-        *tests,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert " passed" in result.stdout
+    assert probe(isa).stdout.strip() == isa
+    run_operator_tests(isa, PYTEST, "test", SAME)
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/amx/emulator.cpp, compiled."""
+    library = tmp_path_factory.mktemp("amx") / "emulator.so"
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0]
+    source = str(HERE / "amx" / "emulator.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O2", "-shared", "-fPIC", source, "-o", str(library)], check=True)
+    return library
+
+
+def test_amx_in_emulation(emulator: Path) -> None:
+    """The compiled AMX kernels: their instructions trap, and the emulator executes them."""
+    if "STAIR_CPU_ISA" in os.environ:
+        pytest.skip("already running under a forced instruction set")
+    if sk.cpu_isa() == "amx":
+        pytest.skip("this CPU has AMX: the tests run on it")
+    if lacks("avx512_bf16"):
+        pytest.skip("the AMX kernels need AVX-512 beside the tiles, which this CPU has not")
+    assert probe("amx", LD_PRELOAD=str(emulator)).stdout.strip() == "amx"
+    output = run_operator_tests("amx", EMULATED_PYTEST, "bfloat16", SAME_IN_EMULATION, LD_PRELOAD=str(emulator))
+    products = re.search(r"(\d+) AMX products", output)
+    assert products is not None
+    assert int(products[1]) > 10_000
+
+
+def test_amx_is_refused_without_it() -> None:
+    if not lacks("amx"):
+        pytest.skip("this CPU has AMX")
+    assert "got amx" in probe("amx").stderr
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    result = run("mmx", "-c", "import stair_kernels as sk; sk.cpu_isa()")
+    result = probe("mmx")
     assert result.returncode != 0
     assert "STAIR_CPU_ISA: expected one that this CPU has" in result.stderr
     assert "got mmx" in result.stderr

@@ -5,11 +5,36 @@
 #include <cstdlib>
 #include <string>
 #include <vector>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "check.h"
 
+// Defined by tests/amx/emulator.cpp, when it is preloaded: executes AMX instructions on a CPU that has none.
+extern "C" __attribute__((weak)) bool stair_emulates_amx();
+
 namespace stair {
 namespace {
+
+#if defined(__x86_64__)
+// Whether the CPU has AMX tiles of bfloat16 and Linux lets this process use them; asking is what permits it.
+bool may_use_amx() {
+  if (stair_emulates_amx && stair_emulates_amx()) return true;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
+  if ((edx & (kBFloat16 | kTile)) != (kBFloat16 | kTile)) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Best first; only what this CPU can run.
 std::vector<const SimdKernels*> available() {
@@ -19,6 +44,7 @@ std::vector<const SimdKernels*> available() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
     bool pairs = __builtin_cpu_supports("avx512bf16");
+    if (pairs && may_use_amx()) found.push_back(&amx::kernels);
     // VDPBF16PS does two multiplications where an FMA does one: measured 1.9x on Zen 4. On Intel it issues at half
     // rate.
     if (pairs && __builtin_cpu_is("amd")) found.push_back(&avx512_bf16::kernels);

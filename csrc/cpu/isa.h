@@ -1,7 +1,7 @@
 // The instruction set of the CPU kernels: chosen once from CPUID, or forced by
-// STAIR_CPU_ISA=avx512_bf16|avx512|avx2|generic.
+// STAIR_CPU_ISA=amx|avx512_bf16|avx512|avx2|generic.
 #pragma once
-#include "cpu/simd.h"
+#include "cpu/simd/kernels.h"
 
 namespace stair {
 

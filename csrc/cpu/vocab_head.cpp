@@ -40,15 +40,14 @@ void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride,
 
 void TokenTiles::pack(const Tensor& hidden) {
   const auto& kernels = simd();
-  int64_t T = int64_t(tokens_.size()), full = kernels.tile_tokens, steps = steps_of(D_, pairs_), packed = 0;
-  for (int64_t t = 0; t < T; t += full) {
-    int64_t used = std::min(full, T - t), size = full;
-    for (int64_t smaller : {8, 4, 2, 1})
-      if (used <= smaller && smaller < size) size = smaller;
-    tiles_.push_back({nullptr, t, int(size), int(used)});
-    packed += size * steps;
+  int64_t T = int64_t(tokens_.size()), steps = steps_of(D_, pairs_), tokens = 0;
+  for (int64_t t = 0; t < T;) {
+    int size = kernels.tile_size(T - t, pairs_), used = int(std::min<int64_t>(size, T - t));
+    tiles_.push_back({nullptr, t, size, used});
+    tokens += size;
+    t += used;
   }
-  data_.reset(new Word[packed]);
+  data_ = aligned<Word>(tokens * steps);
   Word* next = data_.get();
   for (auto& tile : tiles_) {
     tile.data = next;
@@ -57,18 +56,15 @@ void TokenTiles::pack(const Tensor& hidden) {
   int64_t stride = hidden.stride(hidden.dim() - 1);
   torch::stable::parallel_for(0, int64_t(tiles_.size()), 8, [&](int64_t begin, int64_t end) {
     std::unique_ptr<Word[]> row(new Word[steps]);
-    for (int64_t t = begin; t < end; ++t) {
-      auto* out = const_cast<Word*>(tiles_[t].data);
-      int size = tiles_[t].size;
-      for (int i = 0; i < size; ++i) {
-        if (i < tiles_[t].used)
+    for (int64_t t = begin; t < end; ++t)
+      for (int i = 0; i < tiles_[t].size; ++i) {
+        bool used = i < tiles_[t].used;
+        if (used)
           kernels.load_row(element_ptr(hidden, offset_[tiles_[t].first + i]), dtype_of(hidden), stride, D_, pairs_,
                            row.get());
-        else
-          std::fill_n(row.get(), steps, 0);
-        for (int64_t s = 0; s < steps; ++s) out[s * size + i] = row[s];
+        kernels.place_row(used ? row.get() : nullptr, steps, pairs_, i, tiles_[t].size,
+                          const_cast<Word*>(tiles_[t].data));
       }
-    }
   });
 }
 
@@ -79,7 +75,7 @@ VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias
       pairs_(pairs),
       V_(packed_vocab.value_or(weight.size(0))),
       D_(D) {
-  int64_t expected = packed_ ? steps_of(D, dtype_of(weight) == Dtype::kBFloat16) : D;
+  int64_t expected = packed_ ? steps_of(D, dtype_of(weight) != Dtype::kFloat) : D;
   STAIR_CHECK(weight.size(1) == expected, "weight: expected [V, ", D, "] like hidden, got size ", weight.size(1));
   if (bias) bias_ = as_float(*bias);
 }

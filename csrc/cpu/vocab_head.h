@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,6 +61,19 @@ inline Dtype dtype_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kHalf;
 }
 
+struct FreeAligned {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+};
+
+template <class T>
+using Aligned = std::unique_ptr<T[], FreeAligned>;
+
+// n elements, uninitialised, on a cache line: no vector and no AMX row of them lies across two lines.
+template <class T>
+Aligned<T> aligned(int64_t n) {
+  return Aligned<T>(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))));
+}
+
 inline const char* element_ptr(const Tensor& t, int64_t index) {
   return static_cast<const char*>(t.const_data_ptr()) + index * (t.scalar_type() == ScalarType::Float ? 4 : 2);
 }
@@ -99,7 +113,7 @@ class TokenTiles {
   std::vector<int64_t> offset_;       // element offset of each token in hidden
   std::vector<int64_t> first_token_;  // of each row, and the end
   std::vector<TokenTile> tiles_;
-  std::unique_ptr<Word[]> data_;
+  Aligned<Word> data_;
 };
 
 // The vocabulary's columns as blocks: packed on the fly from [V, D], or read from a pack_vocab tensor.
@@ -145,8 +159,8 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
   };
   const auto& kernels = simd();
   int64_t words = kBlock * vocab.steps(), floats = kBlock * kMaxTokens;
-  std::unique_ptr<Word[]> panels(new Word[split.chunks * words]);
-  std::unique_ptr<float[]> products(new float[split.chunks * floats]);
+  auto panels = aligned<Word>(split.chunks * words);
+  auto products = aligned<float>(split.chunks * floats);
   torch::stable::parallel_for(0, split.chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       alignas(64) float bias[kBlock];

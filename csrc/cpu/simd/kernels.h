@@ -1,5 +1,5 @@
-// The inner loops of the CPU kernels. simd.cpp is compiled once per instruction set; each build fills one table of
-// function pointers. Nothing here may use the standard library: its inline functions would be merged by the linker
+// The inner loops of the CPU kernels. simd/table.cpp is compiled once per instruction set; each build fills one table
+// of function pointers. Nothing here may use the standard library: its inline functions would be merged by the linker
 // across instruction sets, and an AVX-512 copy would then run on a CPU that has none.
 #pragma once
 #include <cstdint>
@@ -9,20 +9,24 @@ namespace stair {
 constexpr int kPanel = 16;                     // vocabulary columns that lie side by side in a packed panel
 constexpr int kBlockPanels = 8;                // panels walked together: their weights stay in L2
 constexpr int kBlock = kPanel * kBlockPanels;  // 128 columns
-constexpr int kMaxTokens = 12;                 // most tokens in a tile
+constexpr int kMaxTokens = 32;                 // most tokens in a tile
 
 enum class Dtype : int { kFloat, kBFloat16, kHalf };
 
 // What the matmul tiles multiply: a float32, or two neighbouring bfloat16 along D (the lower half first) where the
-// instruction set multiplies pairs. A column of D elements is `steps` words: D, or ceil(D / 2) with a zero at the end.
+// instruction set multiplies pairs. A column of D elements is `steps` words: D, or in pairs ceil(D / 2) with zeros up
+// to a whole AMX tile.
 using Word = uint32_t;
-inline int64_t steps_of(int64_t D, bool pairs) { return pairs ? (D + 1) / 2 : D; }
+constexpr int kTileSteps = 16;
+inline int64_t steps_of(int64_t D, bool pairs) {
+  return pairs ? (D + 2 * kTileSteps - 1) / (2 * kTileSteps) * kTileSteps : D;
+}
 
-// A run of tokens packed for the matmul tiles: `size` tokens as [steps][size] words.
+// A run of tokens packed for the matmul tiles: `size` x steps words in the order that place_row writes.
 struct TokenTile {
   const Word* data;
   int64_t first;  // the tile's first token
-  int size;       // 12, 8, 4, 2 or 1
+  int size;       // one of the instruction set's tile sizes
   int used;       // tokens in it; the rest is zero
 };
 
@@ -44,21 +48,26 @@ using RowDone = void (*)(void* context, PooledBlock& block);
 
 struct SimdKernels {
   const char* name;
-  int tile_tokens;  // tokens in a full tile
-  bool pairs;       // multiplies bfloat16 in pairs; subnormal bfloat16 then counts as 0 (VDPBF16PS)
+  bool pairs;  // multiplies bfloat16 in pairs; subnormal bfloat16 then counts as 0 (VDPBF16PS, TDPBF16PS)
+
+  // The smallest tile that holds `tokens`, or the largest that there is.
+  int (*tile_size)(int64_t tokens, bool pairs);
 
   // The words of one row of D elements.
   void (*load_row)(const void* in, Dtype dtype, int64_t stride, int64_t D, bool pairs, Word* out);
+
+  // Puts one token's words, or zeros for null, into its place in a tile.
+  void (*place_row)(const Word* row, int64_t steps, bool pairs, int token, int size, Word* tile);
 
   // Columns [v0, v0 + n) of weight [V, D] (element strides stride_v, stride_d) as panels [kBlockPanels][steps][kPanel].
   void (*pack_block)(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
                      bool pairs, Word* out);
 
-  // A block stored by pack_vocab as float32 words: bfloat16 lies in pairs there, float16 singly.
+  // A block stored by pack_vocab in pairs of 16 bits, as float32 words.
   void (*widen_block)(const void* stored, Dtype dtype, int64_t D, Word* out);
 
   // All rows of the batch against one block of columns; calls done for each row with any column above floors[row].
-  // tile_scratch holds kMaxTokens * kBlock floats.
+  // tile_scratch, 64-byte aligned, holds kMaxTokens * kBlock floats.
   void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
                      bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
                      RowDone done, void* context);
@@ -82,6 +91,9 @@ namespace avx512 {
 extern const SimdKernels kernels;
 }
 namespace avx512_bf16 {
+extern const SimdKernels kernels;
+}
+namespace amx {
 extern const SimdKernels kernels;
 }
 #endif
