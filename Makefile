@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 # What compiles the C++, installed first: `pip install -e` then builds against this torch, without an isolated copy.
 BUILD_TOOLS := setuptools cmake ninja pybind11 torch
-SOURCES := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+FORMATTED := $(SOURCES) bench/peak.cpp tests/amx/emulator.cpp
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
                 requirements-demo.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
@@ -36,7 +37,7 @@ lint: setup  ## ruff, ruff format, clang-format, mypy: report only
 	@status=0; \
 	$(BIN)/ruff check --output-format concise . || status=1; \
 	$(BIN)/ruff format --check --output-format concise . || status=1; \
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES) bench/peak.cpp || status=1; \
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED) || status=1; \
 	$(BIN)/mypy || status=1; \
 	$(BIN)/mypy bench/run.py || status=1; \
 	exit $$status
@@ -44,7 +45,7 @@ lint: setup  ## ruff, ruff format, clang-format, mypy: report only
 format: setup  ## rewrite the sources as lint wants them
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
-	@$(BIN)/clang-format -i $(SOURCES) bench/peak.cpp
+	@$(BIN)/clang-format -i $(FORMATTED)
 
 clean:  ## remove what the build and the tools wrote; keeps .venv's packages and out/
 	rm -rf build dist *.egg-info stair_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built-*

@@ -1,4 +1,4 @@
-"""The operator tests again, under every other instruction set that this CPU has, and AMX in emulation where it has none."""
+"""The operator tests again, under every other instruction set that this CPU has; without AMX, AMX in emulation."""
 
 from __future__ import annotations
 

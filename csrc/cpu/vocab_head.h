@@ -56,11 +56,6 @@ inline float slope(float y, Activation activation) {
   }
 }
 
-inline Dtype dtype_of(const Tensor& t) {
-  if (t.scalar_type() == ScalarType::Float) return Dtype::kFloat;
-  return t.scalar_type() == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kHalf;
-}
-
 struct FreeAligned {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
 };
@@ -72,10 +67,6 @@ using Aligned = std::unique_ptr<T[], FreeAligned>;
 template <class T>
 Aligned<T> aligned(int64_t n) {
   return Aligned<T>(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))));
-}
-
-inline const char* element_ptr(const Tensor& t, int64_t index) {
-  return static_cast<const char*>(t.const_data_ptr()) + index * (t.scalar_type() == ScalarType::Float ? 4 : 2);
 }
 
 // Whether hidden and weight are multiplied as pairs of bfloat16.

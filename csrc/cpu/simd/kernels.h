@@ -44,6 +44,12 @@ struct PooledBlock {
   uint64_t above[kBlock / 64];  // bit c: !(logit[c] <= floor of the row)
 };
 
+// An entry of a dense row.
+struct Found {
+  float value;
+  int32_t index;
+};
+
 using RowDone = void (*)(void* context, PooledBlock& block);
 
 struct SimdKernels {
@@ -71,6 +77,15 @@ struct SimdKernels {
   void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
                      bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
                      RowDone done, void* context);
+
+  // A lower bound, >= 0, of the k-th largest positive entry of row: of the largest of each of about 2k groups the k-th
+  // largest, rounded down a little. At about 1.4k entries are as large. NaN is not seen. scratch: 2k + 16 floats.
+  float (*bound_of_kth)(const void* row, Dtype dtype, int64_t n, int64_t k, float* scratch);
+
+  // Writes the entries from *next on that are !(value <= floor), so also NaN, until the row ends or fewer than 16
+  // places are left of `room` (at least 16); moves *next on and returns how many it wrote.
+  int64_t (*collect_above)(const void* row, Dtype dtype, int64_t n, float floor, Found* found, int64_t room,
+                           int64_t* next);
 
   // x = log(1 + x) for x >= 0, infinity and NaN; within 1 ulp
   void (*log1p)(float* x, int64_t n);

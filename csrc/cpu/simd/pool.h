@@ -25,21 +25,19 @@ inline void fold(PooledBlock& state, const float* logits, const Token* tokens, i
 
 // Adds the bias and marks the columns above the row's floor (NaN counts as above). Returns whether there is any.
 inline bool finish(PooledBlock& state, const float* bias, float floor) {
-  IntVec any = {};
-  for (int c = 0; c < kBlock; c += kWidth) {
-    Vec x = load_vec(state.logit + c) + load_vec(bias + c);
-    store_vec(state.logit + c, x);
-    any |= ~(x <= floor);
-  }
-  bool found = false;
-  for (int c = 0; c < kWidth; ++c) found |= any[c] != 0;
-  if (!found) return false;
+  uint64_t any = 0;
   for (int word = 0; word < kBlock / 64; ++word) {
     uint64_t bits = 0;
-    for (int c = 0; c < 64; ++c) bits |= uint64_t(!(state.logit[word * 64 + c] <= floor)) << c;
+    for (int c = 0; c < 64; c += kWidth) {
+      float* logit = state.logit + word * 64 + c;
+      Vec x = load_vec(logit) + load_vec(bias + word * 64 + c);
+      store_vec(logit, x);
+      bits |= uint64_t(above(x, Vec{} + floor)) << c;
+    }
     state.above[word] = bits;
+    any |= bits;
   }
-  return true;
+  return any != 0;
 }
 
 template <class Tiles>

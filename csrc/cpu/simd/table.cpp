@@ -4,6 +4,7 @@
 #include "cpu/simd/pack.h"
 #include "cpu/simd/pool.h"
 #include "cpu/simd/scatter.h"
+#include "cpu/simd/select.h"
 
 namespace stair::STAIR_ISA {
 
@@ -16,15 +17,8 @@ constexpr bool kPairs = false;
 #define STAIR_STRING_(x) #x
 #define STAIR_STRING(x) STAIR_STRING_(x)
 
-extern const SimdKernels kernels = {STAIR_STRING(STAIR_ISA),
-                                    kPairs,
-                                    tile_size,
-                                    load_row,
-                                    place_row,
-                                    pack_block,
-                                    widen_block,
-                                    pool_block,
-                                    log1p,
-                                    scatter};
+extern const SimdKernels kernels = {
+    STAIR_STRING(STAIR_ISA), kPairs, tile_size, load_row, place_row, pack_block, widen_block, pool_block, bound_of_kth,
+    collect_above,           log1p,  scatter};
 
 }  // namespace stair::STAIR_ISA

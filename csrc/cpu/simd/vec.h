@@ -24,6 +24,19 @@ using IntVec = int32_t __attribute__((vector_size(kWidth * 4), aligned(4), may_a
 inline Vec load_vec(const void* p) { return *static_cast<const Vec*>(p); }
 inline void store_vec(void* p, Vec v) { *static_cast<Vec*>(p) = v; }
 
+// Bit c: !(x[c] <= floor), so that NaN counts as above.
+inline uint32_t above(Vec x, Vec floor) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)floor, _CMP_NLE_UQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)floor, _CMP_NLE_UQ)));
+#else
+  uint32_t bits = 0;
+  for (int c = 0; c < kWidth; ++c) bits |= uint32_t(!(x[c] <= floor[c])) << c;
+  return bits;
+#endif
+}
+
 inline float from_bfloat16(uint16_t bits) {
   uint32_t wide = uint32_t(bits) << 16;
   float value;

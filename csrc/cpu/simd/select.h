@@ -1,0 +1,93 @@
+// Selection from a dense row: a lower bound of its k-th largest entry, and the entries above a floor.
+#pragma once
+#include "cpu/simd/vec.h"
+
+namespace stair::STAIR_ISA {
+namespace {
+
+// Lane c of segment s is a group of its own; the segments share the row out evenly.
+struct GroupMaxima {
+  const void* row;
+  int64_t n, segments;
+  float* maxima;
+  template <Dtype kDtype>
+  void run() const {
+    constexpr int kChains = 4;
+    int64_t vectors = n / kWidth;
+    for (int64_t s = 0; s < segments; ++s) {
+      int64_t at = vectors * s / segments, end = vectors * (s + 1) / segments;
+      Vec best[kChains] = {};
+      for (; at + kChains <= end; at += kChains)
+        for (int j = 0; j < kChains; ++j) {
+          Vec x = load_wide<kDtype>(row, (at + j) * kWidth);
+          best[j] = x > best[j] ? x : best[j];
+        }
+      for (; at < end; ++at) {
+        Vec x = load_wide<kDtype>(row, at * kWidth);
+        best[0] = x > best[0] ? x : best[0];
+      }
+      for (int j = 1; j < kChains; ++j) best[0] = best[j] > best[0] ? best[j] : best[0];
+      store_vec(maxima + s * kWidth, best[0]);
+    }
+  }
+};
+
+// Positive floats have the order of their bits: the bound is found bit by bit from the top, as far as it pays.
+float kth_bound(const float* x, int64_t n, int64_t k) {
+  constexpr int kLowestBit = 14;  // within 2^-9 of the k-th
+  int32_t bound = 0;
+  for (int bit = 30; bit >= kLowestBit; --bit) {
+    int32_t tried = bound | 1 << bit;
+    IntVec below = {};  // counts down
+    for (int64_t i = 0; i < n; i += kWidth) below += (IntVec)load_vec(x + i) >= tried;
+    int64_t reached = 0;
+    for (int c = 0; c < kWidth; ++c) reached -= below[c];
+    if (reached >= k) bound = tried;
+  }
+  float value;
+  std::memcpy(&value, &bound, 4);
+  return value;
+}
+
+float bound_of_kth(const void* row, Dtype dtype, int64_t n, int64_t k, float* scratch) {
+  int64_t segments = (2 * k + kWidth - 1) / kWidth;
+  by_dtype(dtype, GroupMaxima{row, n, segments, scratch});
+  return kth_bound(scratch, segments * kWidth, k);
+}
+
+struct CollectAbove {
+  const void* row;
+  int64_t n;
+  float floor;
+  Found* found;
+  int64_t room;
+  int64_t* next;
+  int64_t* count;
+  template <Dtype kDtype>
+  void run() const {
+    int64_t i = *next, filled = 0;
+    for (; i + kWidth <= n && filled + kWidth <= room; i += kWidth) {
+      Vec x = load_wide<kDtype>(row, i);
+      for (uint32_t bits = above(x, Vec{} + floor); bits != 0; bits &= bits - 1) {
+        int c = __builtin_ctz(bits);
+        found[filled++] = {element<kDtype>(row, i + c), int32_t(i + c)};
+      }
+    }
+    if (i + kWidth > n)
+      for (; i < n && filled < room; ++i) {
+        float x = element<kDtype>(row, i);
+        if (!(x <= floor)) found[filled++] = {x, int32_t(i)};
+      }
+    *next = i;
+    *count = filled;
+  }
+};
+
+int64_t collect_above(const void* row, Dtype dtype, int64_t n, float floor, Found* found, int64_t room, int64_t* next) {
+  int64_t count = 0;
+  by_dtype(dtype, CollectAbove{row, n, floor, found, room, next, &count});
+  return count;
+}
+
+}  // namespace
+}  // namespace stair::STAIR_ISA
