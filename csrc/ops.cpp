@@ -7,19 +7,21 @@ STABLE_TORCH_LIBRARY(stair, m) {
   // -> values [B, k] float32, indices [B, k] int32, positions [B, k] int32
   m.def(
       "vocab_topk(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
-      "int k, str activation) -> (Tensor, Tensor, Tensor)");
-  // -> grad_hidden, grad_weight in the dtype of hidden and weight, grad_bias [V] float32
+      "int k, str activation, bool sparse_grad) -> (Tensor, Tensor, Tensor)");
+  // -> grad_hidden, grad_weight in the dtype of hidden and weight, grad_bias [V] float32; one that is not needed has
+  // size 0. With `rows` [R] int64, ascending, grad_weight is [R, D]: these rows of it.
   m.def(
       "vocab_topk_backward(Tensor grad_values, Tensor values, Tensor indices, Tensor positions, Tensor hidden, "
-      "Tensor weight, Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
-  // -> out [B, V] float32, positions [B, V] int32
+      "Tensor weight, Tensor? cu_seqlens, Tensor? rows, str activation, bool need_hidden, bool need_weight) "
+      "-> (Tensor, Tensor, Tensor)");
+  // -> out [B, V] float32, positions [B, V] int16, or int32 where L (T with cu_seqlens) needs it
   m.def(
       "vocab_pool(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
       "str activation) -> (Tensor, Tensor)");
-  // -> grad_hidden, grad_weight, grad_bias, all float32
+  // -> grad_hidden float32, grad_weight in the dtype of weight, grad_bias [V] float32; one that is not needed has size 0
   m.def(
       "vocab_pool_backward(Tensor grad_out, Tensor out, Tensor positions, Tensor hidden, Tensor weight, "
-      "Tensor? cu_seqlens, str activation) -> (Tensor, Tensor, Tensor)");
+      "Tensor? cu_seqlens, str activation, bool need_hidden, bool need_weight) -> (Tensor, Tensor, Tensor)");
   // -> [8 * ceil(V / 128), D, 16] in the dtype of weight, the columns past V zero; 16-bit dtypes in pairs along D,
   // [.., 16 * ceil(D / 32), 32], zero past D
   m.def("pack_vocab(Tensor weight) -> Tensor");

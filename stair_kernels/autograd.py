@@ -26,6 +26,7 @@ def _(
     packed_vocab: int | None,
     k: int,
     activation: str,
+    sparse_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (_rows_of(hidden, cu_seqlens), k)
     values = hidden.new_empty(shape, dtype=torch.float32)
@@ -43,7 +44,9 @@ def _(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     shape = (_rows_of(hidden, cu_seqlens), weight.shape[0] if packed_vocab is None else packed_vocab)
-    return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.int32)
+    L = hidden.shape[0 if cu_seqlens is not None else 1]
+    positions = torch.int16 if L <= torch.iinfo(torch.int16).max else torch.int32
+    return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=positions)
 
 
 @torch.library.register_fake("stair::vocab_topk_backward")
@@ -55,10 +58,15 @@ def _(
     hidden: Tensor,
     weight: Tensor,
     cu_seqlens: Tensor | None,
+    rows: Tensor | None,
     activation: str,
+    need_hidden: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_bias = weight.new_empty(weight.shape[:1], dtype=torch.float32)
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,))
+    R = weight.shape[0] if rows is None else rows.shape[0]
+    grad_weight = weight.new_empty((R, weight.shape[1]) if need_weight else (0,))
+    return grad_hidden, grad_weight, weight.new_empty(weight.shape[:1], dtype=torch.float32)
 
 
 @torch.library.register_fake("stair::vocab_pool_backward")
@@ -70,10 +78,12 @@ def _(
     weight: Tensor,
     cu_seqlens: Tensor | None,
     activation: str,
+    need_hidden: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    grads = [hidden.new_empty(shape, dtype=torch.float32) for shape in shapes]
-    return grads[0], grads[1], grads[2]
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,), dtype=torch.float32)
+    grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
+    return grad_hidden, grad_weight, weight.new_empty(weight.shape[:1], dtype=torch.float32)
 
 
 @torch.library.register_fake("stair::pack_vocab")
@@ -110,18 +120,34 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _save_vocab_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, _, cu_seqlens, _, _, ctx.activation = inputs
+    hidden, weight, bias, _, cu_seqlens, _, _, ctx.activation, ctx.sparse_grad = inputs
     ctx.save_for_backward(*output, hidden, weight, cu_seqlens)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _vocab_topk_backward(ctx: Context, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
     values, indices, positions, hidden, weight, cu_seqlens = ctx.saved_tensors
+    rows = indices[indices >= 0].long().unique() if ctx.sparse_grad else None  # ascending
+    need_hidden, need_weight = ctx.needs_input_grad[:2]
     grads = torch.ops.stair.vocab_topk_backward(
-        grad_values, values, indices, positions, hidden, weight, cu_seqlens, ctx.activation
+        grad_values,
+        values,
+        indices,
+        positions,
+        hidden,
+        weight,
+        cu_seqlens,
+        rows,
+        ctx.activation,
+        need_hidden,
+        need_weight,
     )
-    grad_bias = None if ctx.bias_dtype is None else grads[2].to(ctx.bias_dtype)
-    return grads[0], grads[1], grad_bias, None, None, None, None, None
+    grad_weight = grads[1] if need_weight else None
+    if rows is not None and need_weight:
+        grad_weight = torch.sparse_coo_tensor(
+            rows[None], grads[1], weight.shape, check_invariants=False, is_coalesced=True
+        )
+    return grads[0] if need_hidden else None, grad_weight, _bias_grad(ctx, grads[2]), *[None] * 6
 
 
 def _save_vocab_pool(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -132,9 +158,16 @@ def _save_vocab_pool(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _vocab_pool_backward(ctx: Context, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
     out, positions, hidden, weight, cu_seqlens = ctx.saved_tensors
-    grads = torch.ops.stair.vocab_pool_backward(grad_out, out, positions, hidden, weight, cu_seqlens, ctx.activation)
-    grad_bias = None if ctx.bias_dtype is None else grads[2].to(ctx.bias_dtype)
-    return grads[0].to(hidden.dtype), grads[1].to(weight.dtype), grad_bias, None, None, None, None
+    need_hidden, need_weight = ctx.needs_input_grad[:2]
+    grads = torch.ops.stair.vocab_pool_backward(
+        grad_out, out, positions, hidden, weight, cu_seqlens, ctx.activation, need_hidden, need_weight
+    )
+    grad_hidden = grads[0].to(hidden.dtype) if need_hidden else None
+    return grad_hidden, grads[1] if need_weight else None, _bias_grad(ctx, grads[2]), *[None] * 4
+
+
+def _bias_grad(ctx: Context, grad: Tensor) -> Tensor | None:
+    return None if ctx.bias_dtype is None else grad.to(ctx.bias_dtype)
 
 
 def _save_topk(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

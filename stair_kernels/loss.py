@@ -152,7 +152,7 @@ def _stair_loss_backward(
     normalize: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients, float32: hidden, weight, bias of the text; of the image; scale."""
+    """Gradients of hidden, weight, bias of the text; of the image; scale. Float32, but weight's in its own dtype."""
     heads = (
         VocabHead(text_hidden, text_weight, text_bias, text_mask),
         VocabHead(image_hidden, image_weight, image_bias, image_mask),
@@ -178,7 +178,7 @@ def _stair_loss_backward(
                 if normalize:
                     grad_row += pull[tower][:, None] * row
                 hidden, weight, bias = torch.ops.stair.vocab_pool_backward(
-                    grad_row, row, positions, head.hidden, head.weight[columns], None, ACTIVATION
+                    grad_row, row, positions, head.hidden, head.weight[columns], None, ACTIVATION, True, True
                 )
                 grads[tower][0].add_(hidden)
                 grads[tower][1][columns], grads[tower][2][columns] = weight, bias
@@ -244,6 +244,5 @@ def _pool(head: VocabHead, v0: int, chunk: int) -> tuple[Tensor, Tensor]:
 
 def _zero_grads(head: VocabHead) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight = head.hidden, head.weight
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    grads = [hidden.new_zeros(shape, dtype=torch.float32) for shape in shapes]
-    return grads[0], grads[1], grads[2]
+    grad_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32)
+    return grad_hidden, torch.zeros_like(weight), weight.new_zeros(weight.shape[:1], dtype=torch.float32)

@@ -38,6 +38,7 @@ def vocab_topk(
     k: int,
     activation: str = "log_relu",
     cu_seqlens: Tensor | None = None,  # [B + 1] int32
+    sparse_grad: bool = False,
 ) -> SparseRows:  # [B, k]
     """The k largest of act[b, v] = activation(max_l hidden[b, l] . weight[v] + bias[v]), l over unmasked positions.
 
@@ -49,13 +50,15 @@ def vocab_topk(
         k: entries kept a row, >= 1; a row with fewer (k > V, or a relu activation <= 0) ends in empty slots.
         activation: log_relu log(1+relu(x)) (STAIR, arXiv 2301.13081, section 3.1; SPLADE-max), relu,
             log_log_relu log(1+log(1+relu(x))), elu1p elu(x)+1 (VDR).
+        sparse_grad: the weight's gradient is a torch.sparse_coo tensor of the vocabulary rows that survived anywhere in
+            the batch, each once (for torch.optim.SparseAdam), instead of a dense [V, D]; not under torch.compile.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
     _check_k(k)
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
-    values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation)
+    values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation, sparse_grad)
     return SparseRows(values, indices, positions, weight.shape[0])
 
 

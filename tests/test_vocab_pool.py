@@ -138,17 +138,19 @@ def test_compiles_into_one_graph() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_memory_stays_below_the_logits() -> None:
-    """No [B, L, V]: the process' peak grows by less than a quarter of it."""
-    import resource
-
-    B, L, D, V = 64, 64, 32, 30522
-    head = make_head("padded", torch.float32, B, L, D, V)
-    sk.vocab_pool(head.hidden[:1], head.weight)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sk.vocab_topk(*head.args()[0], k=32)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < B * L * V * 4 / 4
+@pytest.mark.parametrize(("L", "dtype"), [(32767, torch.int16), (32768, torch.int32)])
+def test_positions_are_as_narrow_as_the_length_allows(impl: Implementation, L: int, dtype: torch.dtype) -> None:
+    hidden = torch.zeros(1, L, 1)
+    hidden[0, -1] = 1
+    hidden.requires_grad_()
+    weight = torch.ones(17, 1, requires_grad=True)
+    out, positions = torch.ops.stair.vocab_pool(hidden, weight, None, None, None, None, "relu")
+    assert positions.dtype == dtype
+    assert (positions == L - 1).all()
+    out.sum().backward()
+    assert hidden.grad.sum() == hidden.grad[0, -1, 0] == 17
+    fake = torch.ops.stair.vocab_pool(hidden.to("meta"), weight.to("meta"), None, None, None, None, "relu")
+    assert fake[1].dtype == dtype
 
 
 @settings(max_examples=40, deadline=None)

@@ -198,6 +198,55 @@ def test_packed_vocabulary_keeps_its_dtype_under_autocast(impl: Implementation) 
     same_rows(rows, impl.operators.vocab_topk(head.hidden, head.weight, head.bias, k=9))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sparse_weight_gradient(impl: Implementation, dtype: torch.dtype) -> None:
+    head = make_head("masked", dtype, 4, 6, 16, 500)
+    dense, sparse = head.leaves(), head.leaves()
+    for each in (dense, sparse):
+        rows = impl.operators.vocab_topk(*each.args()[0], k=9, sparse_grad=each is sparse)
+        rows.values.square().sum().backward()
+    got = sparse.weight.grad
+    assert got.layout == torch.sparse_coo
+    assert got.dtype == dtype
+    assert torch.equal(got._indices()[0], rows.indices[rows.indices >= 0].unique().long())
+    assert torch.equal(got.to_dense(), dense.weight.grad)
+    assert torch.equal(sparse.hidden.grad, dense.hidden.grad)
+    assert torch.equal(sparse.bias.grad, dense.bias.grad)
+
+
+def test_sparse_weight_gradient_of_nothing(impl: Implementation) -> None:
+    head = make_head("single", torch.float32, 2, 1, 4, 50).leaves()
+    with torch.no_grad():
+        head.bias.fill_(-1e9)
+    impl.operators.vocab_topk(*head.args()[0], k=3, sparse_grad=True).values.sum().backward()
+    assert head.weight.grad._nnz() == 0
+    assert head.weight.grad.shape == (50, 4)
+
+
+def test_sparse_weight_gradient_trains_with_sparse_adam(impl: Implementation) -> None:
+    head = make_head("padded", torch.float32, 4, 6, 16, 300).leaves()
+    before = head.weight.detach().clone()
+    optimizer = torch.optim.SparseAdam([head.weight], lr=0.1)
+    rows = impl.operators.vocab_topk(*head.args()[0], k=5, sparse_grad=True)
+    rows.values.sum().backward()
+    optimizer.step()
+    moved = (head.weight != before).any(dim=1).nonzero()[:, 0]
+    assert torch.equal(moved, rows.indices.unique().long())
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_a_frozen_input_has_no_gradient_and_changes_no_other(impl: Implementation, frozen: str) -> None:
+    for operator in (lambda *args: impl.operators.vocab_topk(*args, k=9).values, impl.operators.vocab_pool):
+        head = make_head("masked", torch.float32, 4, 6, 16, 300)
+        whole, part = head.leaves(), head.leaves()
+        getattr(part, frozen).requires_grad_(False)
+        for each in (whole, part):
+            operator(*each.args()[0]).square().sum().backward()
+        assert getattr(part, frozen).grad is None
+        for name in {"hidden", "weight", "bias"} - {frozen}:
+            assert torch.equal(getattr(part, name).grad, getattr(whole, name).grad)
+
+
 def test_offsets_of_any_stride(impl: Implementation) -> None:
     head = make_head("packed", torch.float32, 6, 5, 8, 100)
     spread = torch.full((14,), 2**30, dtype=torch.int32)
@@ -226,7 +275,7 @@ def test_opcheck() -> None:
     for layout in LAYOUTS:
         head = make_head(layout, torch.float32, 3, 4, 8, 60).leaves()
         hidden = head.hidden if layout != "single" else head.hidden.detach().unsqueeze(1).requires_grad_()
-        args = (hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None, 7, "log_relu")
+        args = (hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None, 7, "log_relu", False)
         torch.library.opcheck(torch.ops.stair.vocab_topk.default, args)
 
 

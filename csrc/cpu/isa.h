@@ -14,8 +14,10 @@ inline Dtype dtype_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kHalf;
 }
 
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat ? 4 : 2; }
+
 inline const char* element_ptr(const Tensor& t, int64_t index) {
-  return static_cast<const char*>(t.const_data_ptr()) + index * (t.scalar_type() == ScalarType::Float ? 4 : 2);
+  return static_cast<const char*>(t.const_data_ptr()) + index * bytes_of(dtype_of(t));
 }
 
 }  // namespace stair

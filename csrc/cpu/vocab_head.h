@@ -15,8 +15,6 @@
 
 namespace stair {
 
-enum class Activation { kLogRelu, kRelu, kLogLogRelu, kElu1p };
-
 inline Activation parse_activation(const std::string& name) {
   if (name == "log_relu") return Activation::kLogRelu;
   if (name == "relu") return Activation::kRelu;
@@ -28,32 +26,6 @@ inline Activation parse_activation(const std::string& name) {
 // A raw logit that is not above the floor is no entry.
 inline float floor_of(Activation activation) {
   return activation == Activation::kElu1p ? -std::numeric_limits<float>::infinity() : 0.0f;
-}
-
-// x = activation(x), n raw logits
-inline void activate(float* x, int64_t n, Activation activation) {
-  if (activation == Activation::kElu1p) {
-    for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0 ? x[i] + 1 : std::exp(x[i]);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) x[i] = x[i] <= 0 ? 0 : x[i];  // NaN stays
-  if (activation == Activation::kRelu) return;
-  simd().log1p(x, n);
-  if (activation == Activation::kLogLogRelu) simd().log1p(x, n);
-}
-
-// d activation / d x, from the activation's value y (of an entry: x above the floor).
-inline float slope(float y, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return 1;
-    case Activation::kLogRelu:
-      return std::exp(-y);  // 1 / (1 + x)
-    case Activation::kLogLogRelu:
-      return std::exp(-y - std::expm1(y));  // 1 / ((1 + log1p(x)) (1 + x))
-    default:
-      return y > 1 ? 1 : y;  // elu1p: 1 or exp(x)
-  }
 }
 
 struct FreeAligned {
@@ -72,13 +44,6 @@ Aligned<T> aligned(int64_t n) {
 // Whether hidden and weight are multiplied as pairs of bfloat16.
 inline bool multiplies_pairs(const Tensor& hidden, const Tensor& weight) {
   return simd().pairs && dtype_of(hidden) == Dtype::kBFloat16 && dtype_of(weight) == Dtype::kBFloat16;
-}
-
-// float32 zeros of the same shape: where a gradient is summed
-inline Tensor zeros_like(const Tensor& t) {
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < t.dim(); ++i) shape.push_back(t.size(i));
-  return torch::stable::new_zeros(t, shape, ScalarType::Float);
 }
 
 // The unmasked tokens of the batch, in row order, packed into the tiles of the matmul.
@@ -170,22 +135,5 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
     }
   });
 }
-
-// Rows of hidden as a matrix of tokens, for the backward: the token of (row, position).
-class TokenIndex {
- public:
-  TokenIndex(const Tensor& hidden, const std::optional<Tensor>& cu_seqlens)
-      : L_(hidden.dim() == 3 ? hidden.size(1) : 0),
-        bounds_(cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr),
-        stride_(cu_seqlens ? cu_seqlens->stride(0) : 0) {}
-  int64_t operator()(int64_t row, int32_t position) const {
-    return (bounds_ ? bounds_[row * stride_] : row * L_) + position;
-  }
-
- private:
-  int64_t L_;
-  const int32_t* bounds_;
-  int64_t stride_;
-};
 
 }  // namespace stair

@@ -85,7 +85,7 @@ void write_row(const std::vector<TopkSink>& sinks, int64_t row, int64_t k, Activ
   }
   std::vector<float> activated;
   for (const auto& candidate : all) activated.push_back(candidate.logit);
-  activate(activated.data(), int64_t(activated.size()), activation);
+  simd().activate(activated.data(), int64_t(activated.size()), activation, activated.data());
   for (size_t i = 0; i < all.size(); ++i) all[i].logit = activated[i];
   std::sort(all.begin(), all.end(), better);  // now by value: the activation may have rounded two logits to one
   for (int64_t j = 0; j < k; ++j) {
@@ -108,7 +108,7 @@ void write_poisoned(int64_t k, int64_t V, int32_t position, RowOut out) {
 std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor& weight, std::optional<Tensor> bias,
                                               std::optional<Tensor> mask, std::optional<Tensor> cu_seqlens,
                                               std::optional<int64_t> packed_vocab, int64_t k,
-                                              std::string activation_name) {
+                                              std::string activation_name, bool /*sparse_grad: the backward's*/) {
   Activation activation = parse_activation(activation_name);
   bool pairs = multiplies_pairs(hidden, weight);
   TokenTiles batch(hidden, mask, cu_seqlens, pairs);
@@ -140,74 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
   return {values, indices, positions};
 }
 
-// The entries of a [B, K] batch grouped by vocabulary index, each group in (row, slot) order.
-struct ByIndex {
-  ByIndex(const int32_t* indices, int64_t entries, int64_t V) : start(V + 1, 0) {
-    for (int64_t e = 0; e < entries; ++e)
-      if (indices[e] >= 0) ++start[indices[e] + 1];
-    for (int64_t v = 0; v < V; ++v) start[v + 1] += start[v];
-    entry.resize(start[V]);
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t e = 0; e < entries; ++e)
-      if (indices[e] >= 0) entry[next[indices[e]]++] = e;
-  }
-  std::vector<int64_t> start, entry;
-};
-
-std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values, const Tensor& values,
-                                                       const Tensor& indices, const Tensor& positions,
-                                                       const Tensor& hidden_, const Tensor& weight_,
-                                                       std::optional<Tensor> cu_seqlens, std::string activation_name) {
-  Activation activation = parse_activation(activation_name);
-  Tensor hidden = torch::stable::contiguous(hidden_), weight = torch::stable::contiguous(weight_);
-  Tensor grads = as_float(grad_values), outs = as_float(values), index_rows = torch::stable::contiguous(indices),
-         position_rows = torch::stable::contiguous(positions);
-  int64_t B = values.size(0), K = values.size(1), V = weight.size(0), D = weight.size(1);
-  const int32_t* index = index_rows.const_data_ptr<int32_t>();
-  const int32_t* position = position_rows.const_data_ptr<int32_t>();
-  const auto& kernels = simd();
-  TokenIndex token(hidden, cu_seqlens);
-
-  std::vector<float> grad_logit(B * K);
-  Tensor grad_hidden = zeros_like(hidden), grad_weight = zeros_like(weight);
-  Tensor grad_bias = torch::stable::new_zeros(weight, {V}, ScalarType::Float);
-  auto* to_hidden = static_cast<float*>(grad_hidden.mutable_data_ptr());
-  torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
-    const float *g = grads.const_data_ptr<float>(), *y = outs.const_data_ptr<float>();
-    for (int64_t row = begin; row < end; ++row) {
-      int64_t first = row * K, filled = 0;  // a row's empty slots stand at its end
-      for (; filled < K && index[first + filled] >= 0; ++filled)
-        grad_logit[first + filled] = g[first + filled] * slope(y[first + filled], activation);
-      kernels.scatter(to_hidden + token(row, 0) * D, position + first, grad_logit.data() + first,
-                      weight.const_data_ptr(), index + first, dtype_of(weight), filled, D);
-    }
-  });
-
-  ByIndex groups(index, B * K, V);
-  auto* to_weight = static_cast<float*>(grad_weight.mutable_data_ptr());
-  auto* to_bias = static_cast<float*>(grad_bias.mutable_data_ptr());
-  torch::stable::parallel_for(0, V, 64, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> to, from;
-    std::vector<float> scale;
-    for (int64_t v = begin; v < end; ++v)
-      for (int64_t i = groups.start[v]; i < groups.start[v + 1]; ++i) {
-        int64_t e = groups.entry[i];
-        to.push_back(int32_t(v));
-        from.push_back(int32_t(token(e / K, position[e])));
-        scale.push_back(grad_logit[e]);
-        to_bias[v] += grad_logit[e];
-      }
-    kernels.scatter(to_weight, to.data(), scale.data(), hidden.const_data_ptr(), from.data(), dtype_of(hidden),
-                    int64_t(to.size()), D);
-  });
-  return {torch::stable::to(grad_hidden, hidden.scalar_type()), torch::stable::to(grad_weight, weight.scalar_type()),
-          grad_bias};
-}
-
 }  // namespace
 }  // namespace stair
 
-STABLE_TORCH_LIBRARY_IMPL(stair, CPU, m) {
-  m.impl("vocab_topk", TORCH_BOX(&stair::vocab_topk));
-  m.impl("vocab_topk_backward", TORCH_BOX(&stair::vocab_topk_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(stair, CPU, m) { m.impl("vocab_topk", TORCH_BOX(&stair::vocab_topk)); }

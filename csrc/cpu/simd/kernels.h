@@ -11,6 +11,7 @@ constexpr int kBlockPanels = 8;                // panels walked together: their 
 constexpr int kBlock = kPanel * kBlockPanels;  // 128 columns
 constexpr int kMaxTokens = 32;                 // most tokens in a tile
 
+enum class Activation { kLogRelu, kRelu, kLogLogRelu, kElu1p };
 enum class Dtype : int { kFloat, kBFloat16, kHalf };
 
 // What the matmul tiles multiply: a float32, or two neighbouring bfloat16 along D (the lower half first) where the
@@ -87,12 +88,18 @@ struct SimdKernels {
   int64_t (*collect_above)(const void* row, Dtype dtype, int64_t n, float floor, Found* found, int64_t room,
                            int64_t* next);
 
-  // x = log(1 + x) for x >= 0, infinity and NaN; within 1 ulp
-  void (*log1p)(float* x, int64_t n);
+  // out = activation(in) of n raw logits; in may be out
+  void (*activate)(const float* in, int64_t n, Activation activation, float* out);
+
+  // slope = d activation / d x, from the activation's value y (of an entry: x above the floor)
+  void (*slopes)(const float* y, int64_t n, Activation activation, float* slope);
 
   // y[to[i]] += scale[i] * float(x[from[i]]) for i in [0, n) in that order; rows of y and x are D wide
   void (*scatter)(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
                   int64_t n, int64_t D);
+
+  // n float32 rounded to dtype, ties to even
+  void (*narrow)(const float* in, int64_t n, Dtype dtype, void* out);
 };
 
 namespace generic {

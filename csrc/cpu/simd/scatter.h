@@ -1,4 +1,4 @@
-// The backward: scaled rows added to rows.
+// The backward: scaled rows added to rows, and float32 sums as the gradient's dtype.
 #pragma once
 #include "cpu/simd/vec.h"
 
@@ -40,6 +40,47 @@ struct Scatter {
 void scatter(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
              int64_t n, int64_t D) {
   by_dtype(dtype, Scatter{y, to, scale, x, from, n, D});
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint16_t to_half(float value) {
+#if defined(__F16C__)
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and above round to infinity
+  if (magnitude < 0x38800000) {                                 // below 2^-14: a multiple of 2^-24
+    float shifted;  // adding 2^-1 puts the unit of the last place at 2^-24, and rounds
+    std::memcpy(&shifted, &magnitude, 4);
+    shifted += 0.5f;
+    std::memcpy(&magnitude, &shifted, 4);
+    return uint16_t(sign | (magnitude - 0x3f000000));
+  }
+  uint32_t rebiased = magnitude - (112u << 23);
+  return uint16_t(sign | ((rebiased + 0xfff + (rebiased >> 13 & 1)) >> 13));
+#endif
+}
+
+void narrow(const float* in, int64_t n, Dtype dtype, void* out) {
+  if (dtype == Dtype::kFloat) {
+    std::memcpy(out, in, n * 4);
+    return;
+  }
+  auto* __restrict__ to = static_cast<uint16_t*>(out);
+  if (dtype == Dtype::kBFloat16)
+    for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(in[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = to_half(in[i]);
 }
 
 }  // namespace

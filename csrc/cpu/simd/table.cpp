@@ -17,8 +17,19 @@ constexpr bool kPairs = false;
 #define STAIR_STRING_(x) #x
 #define STAIR_STRING(x) STAIR_STRING_(x)
 
-extern const SimdKernels kernels = {
-    STAIR_STRING(STAIR_ISA), kPairs, tile_size, load_row, place_row, pack_block, widen_block, pool_block, bound_of_kth,
-    collect_above,           log1p,  scatter};
+extern const SimdKernels kernels = {STAIR_STRING(STAIR_ISA),
+                                    kPairs,
+                                    tile_size,
+                                    load_row,
+                                    place_row,
+                                    pack_block,
+                                    widen_block,
+                                    pool_block,
+                                    bound_of_kth,
+                                    collect_above,
+                                    apply<activate_vec>,
+                                    apply<slope_vec>,
+                                    scatter,
+                                    narrow};
 
 }  // namespace stair::STAIR_ISA
