@@ -45,7 +45,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     shape = (_rows_of(hidden, cu_seqlens), weight.shape[0] if packed_vocab is None else packed_vocab)
     L = hidden.shape[0 if cu_seqlens is not None else 1]
-    positions = torch.int16 if L <= torch.iinfo(torch.int16).max else torch.int32
+    positions = torch.int32 if L > torch.iinfo(torch.int16).max else torch.int16
     return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=positions)
 
 

@@ -19,12 +19,12 @@ struct StoreSink {
 Tensor matmul_nt(const Tensor& a, const Tensor& b) {
   STAIR_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1), "matmul_nt: expected a [M, K] and b [N, K]");
   int64_t M = a.size(0), N = b.size(0);
-  TokenTiles rows(torch::stable::unsqueeze(a, 1), std::nullopt, std::nullopt, false);
   VocabBlocks columns(b, std::nullopt, std::nullopt, a.size(1), false);
+  Split split(M, columns.count());
+  TokenTiles rows(torch::stable::unsqueeze(a, 1), std::nullopt, std::nullopt, false, split);
   Tensor out = new_tensor(a, {M, N}, ScalarType::Float);
-  Split split(columns.count());
   StoreSink sink{std::vector<float>(M, std::numeric_limits<float>::quiet_NaN()), N, out.mutable_data_ptr<float>()};
-  std::vector<StoreSink> sinks(split.chunks, sink);
+  std::vector<StoreSink> sinks(split.items(), sink);
   walk_vocab(rows, columns, sinks, split);
   return out;
 }

@@ -3,7 +3,7 @@
 namespace stair {
 
 TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
-                       bool pairs)
+                       bool pairs, const Split& split)
     : D_(hidden.size(hidden.dim() - 1)), pairs_(pairs) {
   first_token_.push_back(0);
   if (cu_seqlens) {
@@ -22,6 +22,7 @@ TokenTiles::TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, 
       add_row(b, L, b * hidden.stride(0), hidden.stride(1), keep, mask ? mask->stride(1) : 0);
     }
   }
+  make_tiles(split);
   pack(hidden);
 }
 
@@ -38,21 +39,30 @@ void TokenTiles::add_row(int64_t row, int64_t L, int64_t offset, int64_t stride,
   first_token_.push_back(int64_t(tokens_.size()));
 }
 
-void TokenTiles::pack(const Tensor& hidden) {
-  const auto& kernels = simd();
-  int64_t T = int64_t(tokens_.size()), steps = steps_of(D_, pairs_), tokens = 0;
-  for (int64_t t = 0; t < T;) {
-    int size = kernels.tile_size(T - t, pairs_), used = int(std::min<int64_t>(size, T - t));
-    tiles_.push_back({nullptr, t, size, used});
-    tokens += size;
-    t += used;
+void TokenTiles::make_tiles(const Split& split) {
+  int64_t steps = steps_of(D_, pairs_), tokens = 0;
+  for (int64_t group = 0; group < split.groups(); ++group) {
+    first_tile_.push_back(int64_t(tiles_.size()));
+    int64_t end = first_token_[split.first_row(group + 1)];
+    for (int64_t t = first_token_[split.first_row(group)]; t < end;) {
+      int size = simd().tile_size(end - t, pairs_), used = int(std::min<int64_t>(size, end - t));
+      tiles_.push_back({nullptr, t, size, used});
+      tokens += size;
+      t += used;
+    }
   }
+  first_tile_.push_back(int64_t(tiles_.size()));
   data_ = aligned<Word>(tokens * steps);
   Word* next = data_.get();
   for (auto& tile : tiles_) {
     tile.data = next;
     next += tile.size * steps;
   }
+}
+
+void TokenTiles::pack(const Tensor& hidden) {
+  const auto& kernels = simd();
+  int64_t steps = steps_of(D_, pairs_);
   int64_t stride = hidden.stride(hidden.dim() - 1);
   torch::stable::parallel_for(0, int64_t(tiles_.size()), 8, [&](int64_t begin, int64_t end) {
     std::unique_ptr<Word[]> row(new Word[steps]);

@@ -46,21 +46,55 @@ inline bool multiplies_pairs(const Tensor& hidden, const Tensor& weight) {
   return simd().pairs && dtype_of(hidden) == Dtype::kBFloat16 && dtype_of(weight) == Dtype::kBFloat16;
 }
 
-// The unmasked tokens of the batch, in row order, packed into the tiles of the matmul.
+// The work shared out to the threads: every item is a run of neighbouring rows times a run of neighbouring blocks of
+// the vocabulary, items in order of rows. As many items as threads if that can be, and as few groups of rows, because
+// every group packs the weight again.
+class Split {
+ public:
+  Split(int64_t rows, int64_t blocks, int64_t most_chunks = std::numeric_limits<int64_t>::max())
+      : rows_(rows), blocks_(blocks) {
+    int64_t threads = torch::stable::get_num_threads();
+    for (int64_t chunks = std::max<int64_t>(1, std::min({threads, blocks, most_chunks})); chunks > 0; --chunks) {
+      int64_t groups = std::clamp<int64_t>(threads / chunks, 1, std::max<int64_t>(rows, 1));
+      if (groups * chunks <= items()) continue;
+      groups_ = groups;
+      chunks_ = chunks;
+    }
+  }
+
+  int64_t items() const { return groups_ * chunks_; }
+  int64_t groups() const { return groups_; }
+  int64_t chunks() const { return chunks_; }
+  int64_t first_row(int64_t group) const { return rows_ * group / groups_; }
+  int64_t group_of(int64_t row) const { return ((row + 1) * groups_ - 1) / rows_; }
+  int64_t first_block(int64_t chunk) const { return blocks_ * chunk / chunks_; }
+
+ private:
+  int64_t rows_, blocks_, groups_ = 0, chunks_ = 0;
+};
+
+inline int64_t rows_of(const Tensor& hidden, const std::optional<Tensor>& cu_seqlens) {
+  return cu_seqlens ? cu_seqlens->size(0) - 1 : hidden.size(0);
+}
+
+// The unmasked tokens of the batch, in row order, packed into the tiles of the matmul; no tile holds tokens of two of
+// the split's groups of rows.
 class TokenTiles {
  public:
   TokenTiles(const Tensor& hidden, const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
-             bool pairs);
+             bool pairs, const Split& split);
 
   int64_t rows() const { return int64_t(first_token_.size()) - 1; }
   int64_t width() const { return D_; }
   bool empty(int64_t row) const { return first_token_[row] == first_token_[row + 1]; }
   int32_t lowest_position(int64_t row) const { return tokens_[first_token_[row]].position; }
   const std::vector<Token>& tokens() const { return tokens_; }
-  const std::vector<TokenTile>& tiles() const { return tiles_; }
+  const TokenTile* tiles(int64_t group) const { return tiles_.data() + first_tile_[group]; }
+  int64_t tile_count(int64_t group) const { return first_tile_[group + 1] - first_tile_[group]; }
 
  private:
   void add_row(int64_t row, int64_t L, int64_t offset, int64_t stride, const bool* keep, int64_t keep_stride);
+  void make_tiles(const Split& split);
   void pack(const Tensor& hidden);
 
   int64_t D_;
@@ -69,6 +103,7 @@ class TokenTiles {
   std::vector<int64_t> offset_;       // element offset of each token in hidden
   std::vector<int64_t> first_token_;  // of each row, and the end
   std::vector<TokenTile> tiles_;
+  std::vector<int64_t> first_tile_;  // of each group, and the end
   Aligned<Word> data_;
 };
 
@@ -95,17 +130,8 @@ class VocabBlocks {
   int64_t V_, D_;
 };
 
-// `blocks` shared out to at most `most` threads, to each a run of neighbouring blocks.
-struct Split {
-  explicit Split(int64_t blocks, int64_t most = std::numeric_limits<int64_t>::max())
-      : blocks(blocks),
-        chunks(std::max<int64_t>(1, std::min({int64_t(torch::stable::get_num_threads()), blocks, most}))) {}
-  int64_t begin(int64_t chunk) const { return blocks * chunk / chunks; }
-
-  const int64_t blocks, chunks;
-};
-
-// Sink: float floor state and `void row_done(int64_t block, int columns, PooledBlock&)`; one sink a chunk, no sharing.
+// Sink: `std::vector<float> floors`, one a row, and `void row_done(int64_t block, int columns, PooledBlock&)`; one sink
+// an item of the split, nothing shared.
 template <class Sink>
 void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<Sink>& sinks, const Split& split) {
   struct Context {
@@ -113,24 +139,24 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
     int64_t block;
     int columns;
   };
-  const auto& kernels = simd();
   int64_t words = kBlock * vocab.steps(), floats = kBlock * kMaxTokens;
-  auto panels = aligned<Word>(split.chunks * words);
-  auto products = aligned<float>(split.chunks * floats);
-  torch::stable::parallel_for(0, split.chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
+  auto panels = aligned<Word>(split.items() * words);
+  auto products = aligned<float>(split.items() * floats);
+  torch::stable::parallel_for(0, split.items(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
       alignas(64) float bias[kBlock];
       alignas(64) PooledBlock state;
-      for (int64_t block = split.begin(chunk); block < split.begin(chunk + 1); ++block) {
-        Context context{&sinks[chunk], block, vocab.columns(block)};
+      int64_t group = item / split.chunks(), chunk = item % split.chunks();
+      for (int64_t block = split.first_block(chunk); block < split.first_block(chunk + 1); ++block) {
+        Context context{&sinks[item], block, vocab.columns(block)};
         vocab.bias(block, bias);
         auto done = [](void* p, PooledBlock& pooled) {
           auto* c = static_cast<Context*>(p);
           c->sink->row_done(c->block, c->columns, pooled);
         };
-        kernels.pool_block(batch.tiles().data(), int64_t(batch.tiles().size()), batch.tokens().data(),
-                           vocab.panels(block, panels.get() + chunk * words), vocab.steps(), vocab.pairs(), bias,
-                           sinks[chunk].floors.data(), products.get() + chunk * floats, &state, done, &context);
+        simd().pool_block(batch.tiles(group), batch.tile_count(group), batch.tokens().data(),
+                          vocab.panels(block, panels.get() + item * words), vocab.steps(), vocab.pairs(), bias,
+                          sinks[item].floors.data(), products.get() + item * floats, &state, done, &context);
       }
     }
   });

@@ -39,9 +39,10 @@ std::tuple<Tensor, Tensor> vocab_pool(const Tensor& hidden, const Tensor& weight
                                       std::optional<int64_t> packed_vocab, std::string activation_name) {
   Activation activation = parse_activation(activation_name);
   bool pairs = multiplies_pairs(hidden, weight);
-  TokenTiles batch(hidden, mask, cu_seqlens, pairs);
-  VocabBlocks vocab(weight, bias, packed_vocab, batch.width(), pairs);
-  int64_t B = batch.rows(), V = vocab.vocab();
+  VocabBlocks vocab(weight, bias, packed_vocab, hidden.size(hidden.dim() - 1), pairs);
+  int64_t B = rows_of(hidden, cu_seqlens), V = vocab.vocab();
+  Split split(B, vocab.count());
+  TokenTiles batch(hidden, mask, cu_seqlens, pairs, split);
   Tensor out = new_tensor(hidden, {B, V}, ScalarType::Float);
   bool fits_short = hidden.size(cu_seqlens ? 0 : 1) <= std::numeric_limits<int16_t>::max();
   Tensor positions = new_tensor(hidden, {B, V}, fits_short ? ScalarType::Short : ScalarType::Int);
@@ -51,8 +52,7 @@ std::tuple<Tensor, Tensor> vocab_pool(const Tensor& hidden, const Tensor& weight
                 out.mutable_data_ptr<float>(),
                 fits_short ? positions.mutable_data_ptr<int16_t>() : nullptr,
                 fits_short ? nullptr : positions.mutable_data_ptr<int32_t>()};
-  Split split(vocab.count());
-  std::vector<PoolSink> sinks(split.chunks, sink);
+  std::vector<PoolSink> sinks(split.items(), sink);
   walk_vocab(batch, vocab, sinks, split);
   for (int64_t row = 0; row < B; ++row)
     if (batch.empty(row)) sink.clear(row);

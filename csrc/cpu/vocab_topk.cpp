@@ -19,25 +19,35 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.index < b.index);
 }
 
-// The running k best of every row over one chunk of the vocabulary.
+// The running k best of rows [first_row, end_row) over one chunk of the vocabulary.
 struct TopkSink {
   // What a row may hold before it is cut back to k; no more than `most`, the columns that there are.
   static int64_t capacity_of(int64_t k, int64_t most) {
     return std::min(std::min(k, most) + std::max<int64_t>(std::min(k, most), 2 * kBlock), most);
   }
 
-  TopkSink(int64_t B, int64_t k, int64_t most, Activation activation)
+  // Every chunk has candidates of every row: of so many chunks they stay below an eighth of [B, V], or below 1 MiB.
+  static int64_t most_chunks(int64_t B, int64_t k, int64_t V) {
+    constexpr int64_t kSmall = 1 << 20;
+    int64_t entries = std::max<int64_t>(capacity_of(k, V), 1);
+    return std::max(V / (8 * entries), kSmall / (entries * int64_t(sizeof(Candidate)) * std::max<int64_t>(B, 1)));
+  }
+
+  TopkSink(int64_t first_row, int64_t end_row, int64_t k, int64_t most, Activation activation)
       : k(k),
         capacity(capacity_of(k, most)),
-        floors(B, floor_of(activation)),
-        counts(B, 0),
-        poisoned(B, 0),
-        pool(new Candidate[B * capacity]) {}
+        first_row(first_row),
+        floors(end_row, floor_of(activation)),
+        counts(end_row, 0),
+        poisoned(end_row, 0),
+        pool(new Candidate[(end_row - first_row) * capacity]) {}
+
+  Candidate* candidates(int64_t row) const { return pool.get() + (row - first_row) * capacity; }
 
   void row_done(int64_t block, int columns, PooledBlock& pooled) {
     int64_t row = pooled.row;
     if (counts[row] + columns > capacity) compact(row);
-    Candidate* out = pool.get() + row * capacity;
+    Candidate* out = candidates(row);
     int64_t& count = counts[row];
     for (int word = 0; word < kBlock / 64; ++word) {
       for (uint64_t bits = pooled.above[word]; bits != 0; bits &= bits - 1) {
@@ -55,13 +65,13 @@ struct TopkSink {
   // only equals the floor has lost the tie.
   void compact(int64_t row) {
     if (counts[row] <= k) return;
-    Candidate* all = pool.get() + row * capacity;
+    Candidate* all = candidates(row);
     std::nth_element(all, all + k - 1, all + counts[row], better);
     counts[row] = k;
     floors[row] = all[k - 1].logit;
   }
 
-  int64_t k, capacity;
+  int64_t k, capacity, first_row;
   std::vector<float> floors;
   std::vector<int64_t> counts;
   std::vector<uint8_t> poisoned;
@@ -74,11 +84,11 @@ struct RowOut {
 };
 
 // Merges a row's candidates from all chunks and writes them by descending value, ties by lower index.
-void write_row(const std::vector<TopkSink>& sinks, int64_t row, int64_t k, Activation activation,
+void write_row(const TopkSink* first, const TopkSink* last, int64_t row, int64_t k, Activation activation,
                std::vector<Candidate>& all, RowOut out) {
   all.clear();
-  for (const auto& sink : sinks)
-    all.insert(all.end(), &sink.pool[row * sink.capacity], &sink.pool[row * sink.capacity] + sink.counts[row]);
+  for (const TopkSink* sink = first; sink != last; ++sink)
+    all.insert(all.end(), sink->candidates(row), sink->candidates(row) + sink->counts[row]);
   if (int64_t(all.size()) > k) {
     std::nth_element(all.begin(), all.begin() + (k - 1), all.end(), better);
     all.resize(k);
@@ -111,14 +121,16 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
                                               std::string activation_name, bool /*sparse_grad: the backward's*/) {
   Activation activation = parse_activation(activation_name);
   bool pairs = multiplies_pairs(hidden, weight);
-  TokenTiles batch(hidden, mask, cu_seqlens, pairs);
-  VocabBlocks vocab(weight, bias, packed_vocab, batch.width(), pairs);
-  int64_t B = batch.rows(), V = vocab.vocab();
-  // Every thread keeps candidates of every row: not so many threads that these grow to the size of [B, V].
-  Split split(vocab.count(), V / (8 * std::max<int64_t>(TopkSink::capacity_of(k, V), 1)));
+  VocabBlocks vocab(weight, bias, packed_vocab, hidden.size(hidden.dim() - 1), pairs);
+  int64_t B = rows_of(hidden, cu_seqlens), V = vocab.vocab();
+  Split split(B, vocab.count(), TopkSink::most_chunks(B, k, V));
+  TokenTiles batch(hidden, mask, cu_seqlens, pairs, split);
   std::vector<TopkSink> sinks;
-  for (int64_t c = 0; c < split.chunks; ++c)
-    sinks.emplace_back(B, k, (split.begin(c + 1) - split.begin(c)) * kBlock, activation);
+  for (int64_t item = 0; item < split.items(); ++item) {
+    int64_t group = item / split.chunks(), chunk = item % split.chunks();
+    sinks.emplace_back(split.first_row(group), split.first_row(group + 1), k,
+                       (split.first_block(chunk + 1) - split.first_block(chunk)) * kBlock, activation);
+  }
   walk_vocab(batch, vocab, sinks, split);
 
   Tensor values = new_tensor(hidden, {B, k}, ScalarType::Float);
@@ -129,12 +141,12 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
   torch::stable::parallel_for(0, B, 8, [&](int64_t begin, int64_t end) {
     std::vector<Candidate> all;
     for (int64_t row = begin; row < end; ++row) {
+      const TopkSink *first = sinks.data() + split.group_of(row) * split.chunks(), *last = first + split.chunks();
       RowOut to{out.values + row * k, out.indices + row * k, out.positions + row * k};
-      bool poisoned = std::any_of(sinks.begin(), sinks.end(), [&](const TopkSink& s) { return s.poisoned[row]; });
-      if (poisoned)
+      if (std::any_of(first, last, [&](const TopkSink& s) { return s.poisoned[row]; }))
         write_poisoned(k, V, batch.lowest_position(row), to);
       else
-        write_row(sinks, row, k, activation, all, to);
+        write_row(first, last, row, k, activation, all, to);
     }
   });
   return {values, indices, positions};
