@@ -51,8 +51,7 @@ class RowSelection {
       keep_best();
       floor = std::max(floor, value_of(keys_[k_ - 1]));  // a later value equal to the k-th has lost the tie
     }
-    keep_best();
-    std::sort(keys_.begin(), keys_.end(), std::greater<>());
+    sort();
     return true;
   }
 
@@ -60,6 +59,20 @@ class RowSelection {
   const std::vector<uint64_t>& keys() const { return keys_; }
 
  private:
+  // The k best in order.
+  void sort() {
+    constexpr size_t kFew = 192;
+    if (keys_.size() <= kFew) {
+      sorted_.resize(keys_.size());
+      simd().sort_descending(keys_.data(), int64_t(keys_.size()), sorted_.data());
+      keys_.swap(sorted_);
+      keys_.resize(std::min(int64_t(keys_.size()), k_));
+      return;
+    }
+    keep_best();
+    std::sort(keys_.begin(), keys_.end(), std::greater<>());
+  }
+
   void keep_best() {
     if (int64_t(keys_.size()) <= k_) return;
     std::nth_element(keys_.begin(), keys_.begin() + (k_ - 1), keys_.end(), std::greater<>());
@@ -76,7 +89,7 @@ class RowSelection {
 
   int64_t k_;
   std::vector<Found> found_;
-  std::vector<uint64_t> keys_;
+  std::vector<uint64_t> keys_, sorted_;
   std::vector<float> groups_;
 };
 

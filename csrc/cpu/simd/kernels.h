@@ -88,6 +88,9 @@ struct SimdKernels {
   int64_t (*collect_above)(const void* row, Dtype dtype, int64_t n, float floor, Found* found, int64_t room,
                            int64_t* next);
 
+  // A few distinct keys (n up to 256 or so) in descending order.
+  void (*sort_descending)(const uint64_t* keys, int64_t n, uint64_t* sorted);
+
   // out = activation(in) of n raw logits; in may be out
   void (*activate)(const float* in, int64_t n, Activation activation, float* out);
 
