@@ -10,17 +10,17 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 # What compiles the C++, installed first: `pip install -e` then builds against this torch, without an isolated copy.
 BUILD_TOOLS := setuptools cmake ninja pybind11 torch
 SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
-FORMATTED := $(SOURCES) bench/peak.cpp tests/amx/emulator.cpp
+FORMATTED := $(SOURCES) bench/peak.cpp tests/parallel_for.cpp tests/amx/emulator.cpp
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
                 requirements-demo.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test bench lint format clean distclean
+.PHONY: help setup demo test sanitize sanitize-threads bench lint format clean distclean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BUILT)  ## create .venv, install the pinned packages, build the C++ (again when its sources changed)
 
@@ -29,6 +29,12 @@ demo: setup  ## train a small STAIR on real pictures and words, index, search, e
 
 test: setup  ## run the whole test-suite; ARGS="tests/test_topk.py -x" runs a part
 	@$(BIN)/python -m pytest $(ARGS)
+
+sanitize: setup  ## run the tests of operators and index on a build that stops at bad memory accesses and undefined behaviour
+	@tests/sanitize.sh address,undefined $(ARGS)
+
+sanitize-threads: setup  ## the same on a build that stops when two threads touch the same memory
+	@tests/sanitize.sh thread $(ARGS)
 
 bench: setup  ## time every operator beside eager PyTorch (writes out/bench); ARGS="--op topk" runs a part
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -83,6 +83,7 @@ class CMakeBuild(build_ext):
         settings = {
             "CMAKE_BUILD_TYPE": "Release",
             "STAIR_CUDA": "ON" if with_cuda() else "OFF",
+            "STAIR_SANITIZE": os.environ.get("STAIR_SANITIZE", ""),
             "TORCH_ROOT": root,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -6,14 +6,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import stair_kernels as sk
+from stair_kernels import _index
 
 sys.path.insert(0, os.path.dirname(__file__))
+
+if sanitizers := os.environ.get("STAIR_SANITIZE"):  # tests/sanitize.sh: no test may run on other libraries by mistake
+    runtime = {"address,undefined": b"__asan_init", "thread": b"__tsan_init"}[sanitizers]
+    for library in (Path(sk.__file__).with_name("_C.so"), Path(_index.__file__)):
+        assert runtime in library.read_bytes(), f"{library} was not built with {sanitizers}"
 
 
 @dataclass(frozen=True)
