@@ -17,7 +17,7 @@ BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test sanitize sanitize-threads bench lint format clean distclean
+.PHONY: help setup demo test sanitize sanitize-threads bench count lint format clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,13 +39,16 @@ sanitize-threads: setup  ## the same on a build that stops when two threads touc
 bench: setup  ## time every operator beside eager PyTorch (writes out/bench); ARGS="--op topk" runs a part
 	@$(BIN)/python bench/run.py $(ARGS)
 
+count: setup  ## count the operators' instructions under valgrind, compare with bench/instructions.json; ARGS=--record writes it
+	@$(BIN)/python bench/count.py $(ARGS)
+
 lint: setup  ## ruff, ruff format, clang-format, mypy: report only
 	@status=0; \
 	$(BIN)/ruff check --output-format concise . || status=1; \
 	$(BIN)/ruff format --check --output-format concise . || status=1; \
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED) || status=1; \
 	$(BIN)/mypy || status=1; \
-	$(BIN)/mypy bench/run.py || status=1; \
+	$(BIN)/mypy bench/run.py bench/count.py || status=1; \
 	exit $$status
 
 format: setup  ## rewrite the sources as lint wants them
