@@ -173,15 +173,15 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
   registers[REG_RIP] += it.length;
 }
 
-__attribute__((constructor)) void install() {
+}  // namespace
+
+// Asked when the instruction set is chosen: from here on AMX instructions are executed.
+extern "C" bool stair_emulates_amx() {
   struct sigaction action = {};
   action.sa_sigaction = on_illegal_instruction;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
-  sigaction(SIGILL, &action, nullptr);
+  return sigaction(SIGILL, &action, nullptr) == 0;
 }
 
-}  // namespace
-
-extern "C" bool stair_emulates_amx() { return true; }
 // Products of tiles so far.
 extern "C" long stair_amx_products() { return executed; }

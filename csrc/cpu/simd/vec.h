@@ -18,8 +18,9 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 
-using Vec = float __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-using IntVec = int32_t __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+// Two neighbouring bfloat16 are read as one word wherever they lie: aligned to 2 bytes.
+using Vec = float __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
+using IntVec = int32_t __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
 
 inline Vec load_vec(const void* p) { return *static_cast<const Vec*>(p); }
 inline void store_vec(void* p, Vec v) { *static_cast<Vec*>(p) = v; }
