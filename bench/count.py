@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run() -> None:
-    from cases import Case, prepare
+    from cases import Case
+    from work import prepare
 
     for op, shape in CASES.items():
         prepare(Case(op, shape)).variants["ours"]()

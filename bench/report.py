@@ -16,8 +16,8 @@ import torch
 import stair_kernels as sk
 
 HEADER = (
-    "| operator | shape | dtype | input | ours, ms | packed, ms | eager, ms | eager/ours | matmul, ms | limit/ours |",
-    "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    "| operator | shape | dtype | input | ours, ms | packed | eager | eager/ours | rival/ours | matmul/ours | limit/ours |",
+    "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
 )
 
 
@@ -51,12 +51,10 @@ def table(records: Iterable[dict[str, Any]]) -> str:
     lines = list(HEADER)
     for key, by_impl in cases.items():
         times = {impl: record["median_ms"] for impl, record in by_impl.items()}
-        ours, eager = times.get("ours"), times.get("eager")
-        cells = [_ms(ours), _ms(times.get("packed")), _ms(eager)]
-        cells.append(f"{eager / ours:.1f}x" if ours and eager else "")
-        cells.append(_ms(times.get("matmul")))
-        limit = by_impl["ours"]["roofline_ms"] if ours else None
-        cells.append(f"{limit / ours:.0%}" if ours and limit else "")
+        ours = times.get("ours")
+        cells = [_ms(times.get(impl)) for impl in ("ours", "packed", "eager")]
+        cells += [_ratio(times.get(impl), ours) for impl in ("eager", "rival", "matmul")]
+        cells.append(f"{by_impl['ours']['roofline_ms'] / ours:.0%}" if ours else "")
         lines.append("| " + " | ".join([*key, *cells]) + " |")
     return "\n".join(lines)
 
@@ -70,6 +68,10 @@ def describe(run: dict[str, Any]) -> str:
         f"{machine['cpu']}, {run['threads']} thread(s), {machine['isa']}, load {machine['load']} at the start; "
         f"measured limits: {peaks}, reads {roofline['read_gbps']:.1f} GB/s; {names}; commit {run['commit']}"
     )
+
+
+def _ratio(value: float | None, ours: float | None) -> str:
+    return "" if value is None or ours is None else f"{value / ours:.3g}x"
 
 
 def _ms(value: float | None) -> str:

@@ -23,10 +23,9 @@ class Roofline:
     gflops: dict[str, float]  # dtype of the inputs -> 1e9 FLOP/s with float32 sums, two a fused multiply-add
     read_gbps: float  # 1e9 bytes/s
 
-    def time_ms(self, dtype: str, flops: float, mem_bytes: float) -> float | None:
-        """The least time for that much arithmetic and memory traffic; None where that peak is not measured."""
-        gflops = self.gflops.get(dtype)
-        return None if gflops is None else 1e3 * max(flops / (gflops * 1e9), mem_bytes / (self.read_gbps * 1e9))
+    def time_ms(self, dtype: str, flops: float, mem_bytes: float) -> float:
+        """The least time for that much arithmetic and memory traffic."""
+        return 1e3 * max(flops / (self.gflops[dtype] * 1e9), mem_bytes / (self.read_gbps * 1e9))
 
     def best(self, other: Roofline) -> Roofline:
         """The higher of two measurements: a limit is what was reached at any time."""
@@ -47,10 +46,7 @@ def measure(threads: int, folder: Path, seconds: float = 0.5) -> Roofline:
         buffers = list(pool.map(lambda _: np.ones(BUFFER_BYTES, np.uint8), range(threads)))
         rates = pool.map(lambda buffer: library.read_rate(buffer.ctypes.data, buffer.nbytes, seconds), buffers)
         read_gbps = sum(rates) / 1e9
-    gflops = {"float32": fma, "float16": fma}
-    if bfloat16 >= 0:
-        gflops["bfloat16"] = max(bfloat16, fma)
-    return Roofline(gflops, read_gbps)
+    return Roofline({"float32": fma, "float16": fma, "bfloat16": max(bfloat16, fma)}, read_gbps)
 
 
 def _compiled(folder: Path) -> Path:

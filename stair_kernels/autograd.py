@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stair_kernels.rows import scatter_rows
 
+MAX_INT16 = 2**15 - 1
 Context = Any  # the autograd context that torch.library passes
 
 
@@ -44,9 +45,9 @@ def _(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     shape = (_rows_of(hidden, cu_seqlens), weight.shape[0] if packed_vocab is None else packed_vocab)
-    L = hidden.shape[0 if cu_seqlens is not None else 1]
-    positions = torch.int32 if L > torch.iinfo(torch.int16).max else torch.int16
-    return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=positions)
+    fits_short = hidden.shape[0 if cu_seqlens is not None else 1] <= MAX_INT16
+    positions = hidden.new_empty(shape, dtype=torch.int16 if fits_short else torch.int32)
+    return hidden.new_empty(shape, dtype=torch.float32), positions
 
 
 @torch.library.register_fake("stair::vocab_topk_backward")

@@ -95,11 +95,13 @@ def test_make_bench_runs(
     threads(1)
     sizes = {
         "vocab_topk": "2,3,8,100,4",
+        "vocab_topk_grad": "2,3,8,100,4",
         "vocab_pool": "2,3,8,100",
         "vocab_pool_grad": "2,3,8,100",
         "stair_loss_grad": "3,3,8,100",
         "topk": "2,50,4",
         "sparse_dot": "3,4,5,100",
+        "sparse_dot_grad": "3,4,5,100",
         "search": "3,40,5,100,4",
     }
     for op, shape in sizes.items():
