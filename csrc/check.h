@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -15,8 +19,23 @@ namespace stair {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Asks for 2 MiB pages below a large new array: it is written once from end to end, and the kernel then clears it in a
+// few steps instead of thousands; reading it misses the TLB less. numpy does the same.
+inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kPage = 1 << 21;
+  auto begin = (reinterpret_cast<int64_t>(data) + kPage - 1) / kPage * kPage;
+  auto end = (reinterpret_cast<int64_t>(data) + bytes) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+  Tensor out = torch::stable::new_empty(like, shape, dtype);
+  constexpr int64_t kLarge = 4 << 20;
+  int64_t bytes = out.numel() * (dtype == ScalarType::Float || dtype == ScalarType::Int ? 4 : 2);
+  if (bytes >= kLarge) prefer_huge_pages(out.mutable_data_ptr(), bytes);
+  return out;
 }
 
 inline bool is_float_dtype(const Tensor& t) {
