@@ -9,6 +9,8 @@ namespace {
 constexpr int kColumns = 32, kTokens = 12;  // 12 x 2 accumulators of 32 registers
 #elif defined(__AVX2__)
 constexpr int kColumns = 16, kTokens = 6;  // 6 x 2 accumulators of 16 registers
+#elif defined(__aarch64__)
+constexpr int kColumns = 16, kTokens = 6;  // 6 x 4 accumulators of 32 registers
 #else
 constexpr int kColumns = 16, kTokens = 2;  // 2 x 4 accumulators of 16 registers
 #endif
