@@ -99,7 +99,11 @@ void pack_panel(const char* first, int64_t stride_v, int64_t stride_d, int n, in
     for (int64_t whole = D / Words::kElements; s + kWidth <= whole; s += kWidth)
       for (int c0 = 0; c0 < kPanel; c0 += kWidth) {
         Vec rows[kWidth];
-        for (int i = 0; i < kWidth; ++i) rows[i] = c0 + i < n ? Words::words(first + (c0 + i) * row_bytes, s) : Vec{};
+        for (int i = 0; i < kWidth; ++i) {
+          const char* row = first + (c0 + i) * row_bytes;
+          rows[i] = c0 + i < n ? Words::words(row, s) : Vec{};
+          __builtin_prefetch(row + kPanel * row_bytes + s * Words::kElements * Words::kBytes, 0, 2);  // the next panel
+        }
         transpose(rows);
         for (int i = 0; i < kWidth; ++i) store_vec(to + (s + i) * kPanel + c0, rows[i]);
       }
