@@ -15,9 +15,12 @@ import torch
 
 import stair_kernels as sk
 
+TEXTS = ("operator", "shape", "dtype", "input")
+TIMES = ("ours, ms", "packed", "eager")
+RATIOS = ("eager/ours", "rival/ours", "matmul/ours", "limit/ours", "scaling")
 HEADER = (
-    "| operator | shape | dtype | input | ours, ms | packed | eager | eager/ours | rival/ours | matmul/ours | limit/ours |",
-    "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    f"| {' | '.join(TEXTS + TIMES + RATIOS)} |",
+    f"|{'---|' * len(TEXTS)}{'---:|' * len(TIMES + RATIOS)}",
 )
 
 
@@ -43,7 +46,8 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def table(records: Iterable[dict[str, Any]]) -> str:
-    """One row a case, one column an implementation; `limit` is the roofline's time for the unavoidable work."""
+    """One row a case; `limit` is the roofline's time for the unavoidable work, `scaling` the time on one thread over
+    that on several."""
     cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for record in records:
         shape = ", ".join(f"{name}={size:,}" for name, size in record["shape"].items())
@@ -55,6 +59,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
         cells = [_ms(times.get(impl)) for impl in ("ours", "packed", "eager")]
         cells += [_ratio(times.get(impl), ours) for impl in ("eager", "rival", "matmul")]
         cells.append(f"{by_impl['ours']['roofline_ms'] / ours:.0%}" if ours else "")
+        cells.append(_scaling(by_impl))
         lines.append("| " + " | ".join([*key, *cells]) + " |")
     return "\n".join(lines)
 
@@ -68,6 +73,14 @@ def describe(run: dict[str, Any]) -> str:
         f"{machine['cpu']}, {run['threads']} thread(s), {machine['isa']}, load {machine['load']} at the start; "
         f"measured limits: {peaks}, reads {roofline['read_gbps']:.1f} GB/s; {names}; commit {run['commit']}"
     )
+
+
+def _scaling(by_impl: dict[str, dict[str, Any]]) -> str:
+    """How many times faster ours is on the more threads of `ours` and `rescaled`."""
+    if not {"ours", "rescaled"} <= by_impl.keys():
+        return ""
+    fewer, more = sorted((by_impl[impl] for impl in ("ours", "rescaled")), key=lambda record: record["threads"])
+    return _ratio(fewer["median_ms"], more["median_ms"])
 
 
 def _ratio(value: float | None, ours: float | None) -> str:

@@ -24,12 +24,12 @@ import report
 import roofline
 import torch
 from cases import DIMENSIONS, INPUTS, SETS, Case
-from timer import interleaved
+from timer import interleaved, on_threads
 from work import Work, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPLEMENTATIONS = ("ours", "packed", "eager", "rival", "matmul")
-UNCHECKED = ("matmul",)  # does less than the operator
+IMPLEMENTATIONS = ("ours", "packed", "eager", "rival", "matmul", "rescaled")
+UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, which has been checked
 # Of the largest true value. Half precision rounds the gradients once; eager PyTorch rounds its logits as well, so that
 # another position may win and take the whole gradient. So does the activation of the logits before their maximum, which
 # makes ties. These errors are recorded, not judged.
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.op} {case.sizes} {case.dtype} {case.inputs}", file=sys.stderr)
         work = prepare(case)
-        work = replace(work, variants={name: work.variants[name] for name in options.impl if name in work.variants})
+        rescaled = on_threads(work.variants["ours"], _other_threads(options.threads), options.threads)
+        variants = {**work.variants, "rescaled": rescaled}
+        work = replace(work, variants={name: variants[name] for name in options.impl if name in variants})
         errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
         for name, error in errors.items():
             if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
@@ -54,25 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
         # Before every case: a machine that others use as well shows what it can do only now and then.
         limits = limits.best(roofline.measure(options.threads, ROOT / "build" / "bench", min(0.2, options.seconds)))
-        records += _measure(case, work, errors, options.seconds)
+        records += _measure(case, work, errors, options)
     for record in records:
         record["roofline_ms"] = limits.time_ms(record["dtype"], record["flops"], record["mem_bytes"])
     _write(records, {**run, "roofline": asdict(limits)}, options.out, options.json)
     return 0
 
 
-def _measure(case: Case, work: Work, errors: dict[str, float], seconds: float) -> list[dict[str, Any]]:
+def _other_threads(threads: int) -> int:
+    """What ours is timed on as well: one thread, or all cores when the run is on one."""
+    return 1 if threads > 1 else os.cpu_count() or 1
+
+
+def _measure(case: Case, work: Work, errors: dict[str, float], options: argparse.Namespace) -> list[dict[str, Any]]:
     """One record for each implementation."""
     common = {"op": case.op, "shape": case.sizes, "dtype": case.dtype, "inputs": case.inputs}
     least = {"flops": work.flops, "mem_bytes": work.mem_bytes}
+    threads = {"rescaled": _other_threads(options.threads)}
     return [
-        {**common, "impl": name, **asdict(timing), "relative_error": errors.get(name), **least}
-        for name, timing in interleaved(work.variants, seconds).items()
+        {
+            **common,
+            "impl": name,
+            "threads": threads.get(name, options.threads),
+            **asdict(timing),
+            "relative_error": errors.get(name),
+            **least,
+        }
+        for name, timing in interleaved(work.variants, options.seconds).items()
     ]
 
 
 def _write(records: list[dict[str, Any]], run: dict[str, Any], folder: Path, as_json: bool) -> None:
-    lines = "".join(json.dumps({**record, **run}) + "\n" for record in records)
+    lines = "".join(json.dumps({**run, **record}) + "\n" for record in records)
     text = f"{report.table(records)}\n\n{report.describe(run)}\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.jsonl").write_text(lines, encoding="utf-8")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -34,3 +36,16 @@ def interleaved(variants: dict[str, Callable[[], Any]], seconds: float, min_roun
             times_ms[name].append(1e3 * (time.perf_counter() - start))
         rounds += 1
     return {name: Timing(statistics.median(times), min(times), rounds) for name, times in times_ms.items()}
+
+
+def on_threads(run: Callable[[], Any], threads: int, afterwards: int) -> Callable[[], Any]:
+    """The same on another number of threads."""
+
+    def rescaled() -> Any:
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(afterwards)
+
+    return rescaled

@@ -15,8 +15,7 @@ Tensor pack_vocab(const Tensor& weight) {
   auto* words = static_cast<Word*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
-      simd().pack_block(weight.const_data_ptr(), dtype_of(weight), weight.stride(0), weight.stride(1), block * kBlock,
-                        int(std::min<int64_t>(kBlock, V - block * kBlock)), D, pairs, words + block * kBlock * steps);
+      simd().pack_block(columns_of(weight, block), pairs, words + block * kBlock * steps);
   });
   return out;
 }

@@ -90,21 +90,18 @@ VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias
   if (bias) bias_ = as_float(*bias);
 }
 
-const Word* VocabBlocks::panels(int64_t block, Word* scratch) const {
-  if (!packed_) {
-    simd().pack_block(weight_.const_data_ptr(), dtype_of(weight_), weight_.stride(0), weight_.stride(1), block * kBlock,
-                      columns(block), D_, pairs_, scratch);
-    return scratch;
-  }
+VocabBlock VocabBlocks::block(int64_t block, Word* scratch, float* bias) const {
+  std::fill_n(bias, kBlock, 0.0f);
+  if (bias_) std::copy_n(bias_->const_data_ptr<float>() + block * kBlock, columns(block), bias);
+  if (packed_) return {stored_panels(block, scratch), {}, scratch, bias, steps(), pairs_};
+  return {nullptr, columns_of(weight_, block), scratch, bias, steps(), pairs_};
+}
+
+const Word* VocabBlocks::stored_panels(int64_t block, Word* scratch) const {
   const char* stored = element_ptr(weight_, block * kBlockPanels * weight_.stride(0));
   if (pairs_ || dtype_of(weight_) == Dtype::kFloat) return reinterpret_cast<const Word*>(stored);
   simd().widen_block(stored, dtype_of(weight_), D_, scratch);
   return scratch;
-}
-
-void VocabBlocks::bias(int64_t block, float* out) const {
-  std::fill_n(out, kBlock, 0.0f);
-  if (bias_) std::copy_n(bias_->const_data_ptr<float>() + block * kBlock, columns(block), out);
 }
 
 }  // namespace stair

@@ -107,6 +107,13 @@ class TokenTiles {
   Aligned<Word> data_;
 };
 
+// A block of the columns of weight [V, D].
+inline Columns columns_of(const Tensor& weight, int64_t block) {
+  int64_t first = block * kBlock, count = std::min<int64_t>(kBlock, weight.size(0) - first);
+  return {weight.const_data_ptr(), dtype_of(weight), weight.stride(0), weight.stride(1), first, int(count),
+          weight.size(1)};
+}
+
 // The vocabulary's columns as blocks: packed on the fly from [V, D], or read from a pack_vocab tensor.
 class VocabBlocks {
  public:
@@ -118,12 +125,13 @@ class VocabBlocks {
   int columns(int64_t block) const { return int(std::min<int64_t>(kBlock, V_ - block * kBlock)); }
   bool pairs() const { return pairs_; }
   int64_t steps() const { return steps_of(D_, pairs_); }
-  // The block's panels [kBlockPanels][steps][kPanel], in `scratch` (kBlock * steps words) unless stored that way.
-  const Word* panels(int64_t block, Word* scratch) const;
-  // The block's bias, 0 past the last column.
-  void bias(int64_t block, float* out) const;
+  // Of a packed weight its panels, widened into `scratch` (kBlock * steps words) where that is needed; of another its
+  // columns. bias [kBlock] is filled, 0 past the last column.
+  VocabBlock block(int64_t block, Word* scratch, float* bias) const;
 
  private:
+  const Word* stored_panels(int64_t block, Word* scratch) const;
+
   const Tensor& weight_;
   std::optional<Tensor> bias_;
   bool packed_, pairs_;
@@ -149,14 +157,13 @@ void walk_vocab(const TokenTiles& batch, const VocabBlocks& vocab, std::vector<S
       int64_t group = item / split.chunks(), chunk = item % split.chunks();
       for (int64_t block = split.first_block(chunk); block < split.first_block(chunk + 1); ++block) {
         Context context{&sinks[item], block, vocab.columns(block)};
-        vocab.bias(block, bias);
         auto done = [](void* p, PooledBlock& pooled) {
           auto* c = static_cast<Context*>(p);
           c->sink->row_done(c->block, c->columns, pooled);
         };
         simd().pool_block(batch.tiles(group), batch.tile_count(group), batch.tokens().data(),
-                          vocab.panels(block, panels.get() + item * words), vocab.steps(), vocab.pairs(), bias,
-                          sinks[item].floors.data(), products.get() + item * floats, &state, done, &context);
+                          vocab.block(block, panels.get() + item * words, bias), sinks[item].floors.data(),
+                          products.get() + item * floats, &state, done, &context);
       }
     }
   });

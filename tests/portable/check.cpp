@@ -71,11 +71,12 @@ void check_head(Dtype dtype, int64_t L, int64_t D, int columns) {
     t += used;
   }
 
-  std::vector<Word> block(kBlock * steps);
-  kernels.pack_block(weight_bytes.data(), dtype, D, 1, 0, columns, D, false, block.data());
+  std::vector<Word> block(kBlock * steps), scratch(kBlock * steps);
+  Columns of_weight{weight_bytes.data(), dtype, D, 1, 0, columns, D};
+  kernels.pack_block(of_weight, false, block.data());
   if (dtype != Dtype::kFloat) {  // what pack_vocab stores, widened, is the same block
     std::vector<Word> pairs(kBlock * steps_of(D, true)), widened(kBlock * steps);
-    kernels.pack_block(weight_bytes.data(), dtype, D, 1, 0, columns, D, true, pairs.data());
+    kernels.pack_block(of_weight, true, pairs.data());
     kernels.widen_block(pairs.data(), dtype, D, widened.data());
     CHECK(widened == block);
   }
@@ -83,14 +84,20 @@ void check_head(Dtype dtype, int64_t L, int64_t D, int columns) {
   std::vector<float> products(kMaxTokens * kBlock);
   float floor = std::numeric_limits<float>::quiet_NaN();
   PooledBlock state;
-  Results got;
+  Results got, from_panels;
   auto done = [](void* context, PooledBlock& pooled) {
     auto* results = static_cast<Results*>(context);
     results->logit.assign(pooled.logit, pooled.logit + kBlock);
     results->position.assign(pooled.position, pooled.position + kBlock);
   };
-  kernels.pool_block(tiles.data(), int64_t(tiles.size()), tokens.data(), block.data(), steps, false, bias.data(),
-                     &floor, products.data(), &state, done, &got);
+  auto pool = [&](const Word* panels, Results* results) {
+    kernels.pool_block(tiles.data(), int64_t(tiles.size()), tokens.data(),
+                       {panels, of_weight, scratch.data(), bias.data(), steps, false}, &floor, products.data(), &state,
+                       done, results);
+  };
+  pool(block.data(), &from_panels);
+  pool(nullptr, &got);
+  CHECK(got.logit == from_panels.logit && got.position == from_panels.position);
   CHECK(int(got.logit.size()) == kBlock);
   for (int c = 0; c < columns; ++c) {
     float best = 0;

@@ -25,9 +25,9 @@ inline Vec log1p_vec(Vec x) {
 // exp(x) = 2^k exp(r), |r| <= log(2) / 2, by the polynomial of Cephes' expf.c; within 2 ulp, subnormal results too
 inline Vec exp_vec(Vec x) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the lowest bits
-  x = x < -104.0f ? Vec{} - 104.0f : x > 89.0f ? Vec{} + 89.0f : x;
+  x = x < -104.0f ? splat(-104.0f) : x > 89.0f ? splat(89.0f) : x;
   Vec rounded = x * 1.44269504f + round;
-  IntVec k = (IntVec)rounded - (IntVec)(Vec{} + round);
+  IntVec k = (IntVec)rounded - (IntVec)(splat(round));
   Vec K = rounded - round;
   Vec r = x - K * 0.693359375f - K * -2.12194440e-4f;
   Vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
@@ -56,7 +56,7 @@ inline Vec activate_vec(Vec x, Activation activation) {
 inline Vec slope_vec(Vec y, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
-      return Vec{} + 1.0f;
+      return splat(1.0f);
     case Activation::kLogRelu:
       return exp_vec(-y);  // 1 / (1 + x)
     case Activation::kLogLogRelu: {
@@ -64,7 +64,7 @@ inline Vec slope_vec(Vec y, Activation activation) {
       return exp_vec(1.0f - t) / t;
     }
     default:
-      return y > 1.0f ? Vec{} + 1.0f : y;  // elu1p: 1 or exp(x)
+      return y > 1.0f ? splat(1.0f) : y;  // elu1p: 1 or exp(x)
   }
 }
 

@@ -31,6 +31,25 @@ struct TokenTile {
   int used;       // tokens in it; the rest is zero
 };
 
+// `count` columns of a weight [V, D] from column `first` on; strides in elements.
+struct Columns {
+  const void* weight;
+  Dtype dtype;
+  int64_t stride_v, stride_d, first;
+  int count;
+  int64_t D;
+};
+
+// What the tokens are multiplied with: a block of the vocabulary.
+struct VocabBlock {
+  const Word* panels;  // [kBlockPanels][steps][kPanel]; null: `columns` come as they are in the weight
+  Columns columns;
+  Word* scratch;      // kBlock * steps words, for packing them
+  const float* bias;  // [kBlock]
+  int64_t steps;
+  bool pairs;
+};
+
 // Which row of the batch a token belongs to, and its position there.
 struct Token {
   int32_t row, position;
@@ -66,18 +85,16 @@ struct SimdKernels {
   // Puts one token's words, or zeros for null, into its place in a tile.
   void (*place_row)(const Word* row, int64_t steps, bool pairs, int token, int size, Word* tile);
 
-  // Columns [v0, v0 + n) of weight [V, D] (element strides stride_v, stride_d) as panels [kBlockPanels][steps][kPanel].
-  void (*pack_block)(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
-                     bool pairs, Word* out);
+  // Columns as panels [kBlockPanels][steps][kPanel].
+  void (*pack_block)(const Columns& columns, bool pairs, Word* out);
 
   // A block stored by pack_vocab in pairs of 16 bits, as float32 words.
   void (*widen_block)(const void* stored, Dtype dtype, int64_t D, Word* out);
 
   // All rows of the batch against one block of columns; calls done for each row with any column above floors[row].
   // tile_scratch, 64-byte aligned, holds kMaxTokens * kBlock floats.
-  void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
-                     bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
-                     RowDone done, void* context);
+  void (*pool_block)(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const VocabBlock& block,
+                     const float* floors, float* tile_scratch, PooledBlock* state, RowDone done, void* context);
 
   // A lower bound, >= 0, of the k-th largest positive entry of row: of the largest of each of about 2k groups the k-th
   // largest, rounded down a little. At about 1.4k entries are as large. NaN is not seen. scratch: 2k + 16 floats.

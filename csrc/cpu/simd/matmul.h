@@ -1,6 +1,6 @@
 // The matmul tiles: a few tokens times 32 or 16 columns, summed in registers over all of D.
 #pragma once
-#include "cpu/simd/vec.h"
+#include "cpu/simd/pack.h"
 
 namespace stair::STAIR_ISA {
 namespace {
@@ -19,7 +19,7 @@ struct FloatMath {
   static inline Vec broadcast(Word token) {
     float value;
     std::memcpy(&value, &token, 4);
-    return Vec{} + value;
+    return splat(value);
   }
   static inline Vec multiply_add(Vec sum, Vec token, Vec column) { return sum + token * column; }
 };
@@ -100,6 +100,62 @@ struct VectorTiles {
     }
   }
 
+  // Packing pays where the panels are read by more than one tile of tokens.
+  static constexpr bool kReadsUnpacked = true;
+
+  // out[i][c] = tokens[i] . column c of kWidth columns, read from the weight's rows: every word of the weight goes
+  // through a register once. The same chain as in `tile`, the same bits.
+  template <int kM, class Words>
+  static void unpacked_tile(const Word* tokens, const Columns& columns, int64_t steps, float* out) {
+    Vec acc[kM] = {};
+    int64_t s = 0;
+    for (int64_t whole = whole_words<Words>(columns); s < whole; s += kWidth) {
+      Vec words[kWidth];
+      load_transposed<Words>(columns, s, words);
+      for (int j = 0; j < kWidth; ++j)
+        for (int i = 0; i < kM; ++i)
+          acc[i] = Math::multiply_add(acc[i], Math::broadcast(tokens[(s + j) * kM + i]), words[j]);
+    }
+    for (; s < steps; ++s) {
+      IntVec words = {};
+      for (int c = 0; c < kWidth; ++c) words[c] = int32_t(word_of<Words>(columns, c, s));
+      for (int i = 0; i < kM; ++i)
+        acc[i] = Math::multiply_add(acc[i], Math::broadcast(tokens[s * kM + i]), (Vec)words);
+    }
+    for (int i = 0; i < kM; ++i) store_vec(out + i * kBlock, acc[i]);
+  }
+
+  struct Unpacked {
+    const TokenTile& tile;
+    const Columns& columns;
+    int64_t steps;
+    float* out;
+
+    template <int kM, class Words>
+    void tiles() const {
+      for (int c = 0; c < kBlock; c += kWidth)
+        unpacked_tile<kM, Words>(tile.data, columns_from(columns, c), steps, out + c);
+    }
+    template <class Words>
+    void run() const {
+      if (tile.size == kTokens) return tiles<kTokens, Words>();
+      switch (tile.size) {
+        case 8:
+          return tiles<8 < kTokens ? 8 : 1, Words>();
+        case 4:
+          return tiles<4 < kTokens ? 4 : 1, Words>();
+        case 2:
+          return tiles<2 < kTokens ? 2 : 1, Words>();
+        default:
+          return tiles<1, Words>();
+      }
+    }
+  };
+
+  static void block_unpacked(const TokenTile& tile, const VocabBlock& block, float* out) {
+    by_words(block.columns.dtype, block.pairs, Unpacked{tile, block.columns, block.steps, out});
+  }
+
   struct Session {};  // nothing to set up
 };
 
@@ -111,6 +167,9 @@ struct AmxTiles {
   static constexpr int kTile = kSide * kTileSteps;  // words
 
   static int size(int64_t tokens) { return tokens <= kSide ? kSide : 2 * kSide; }
+
+  static constexpr bool kReadsUnpacked = false;
+  static void block_unpacked(const TokenTile&, const VocabBlock&, float*) {}
 
   static void place_row(const Word* row, int64_t steps, int token, int, Word* tile) {
     Word* to = tile + token / kSide * steps * kSide + token % kSide * kTileSteps;

@@ -71,73 +71,122 @@ void load_row(const void* in, Dtype dtype, int64_t stride, int64_t D, bool pairs
   by_words(dtype, pairs, LoadRow{in, stride, D, out});
 }
 
-// rows[i][j] becomes rows[j][i]: the halves of the matrix trade places, then the halves of these, down to 1 x 1.
-template <int kHalf = kWidth / 2>
-inline void transpose(Vec (&rows)[kWidth]) {
-  if constexpr (kHalf > 0) {
-    IntVec low = {}, high = {};
-    for (int lane = 0; lane < kWidth; ++lane) {
-      low[lane] = lane & kHalf ? kWidth + lane - kHalf : lane;
-      high[lane] = lane & kHalf ? kWidth + lane : lane + kHalf;
-    }
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & kHalf) continue;
-      Vec a = rows[i], b = rows[i + kHalf];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + kHalf] = __builtin_shuffle(a, b, high);
-    }
-    transpose<kHalf / 2>(rows);
+// Within every 16 bytes, a and b become the lower and the upper half of their elements in turn, kSize at a time.
+template <int kSize>
+inline void interleave(Vec& a, Vec& b) {
+  IntVec low = {};
+  for (int i = 0; i < kWidth; ++i) {
+    int lane = i / 4 * 4, place = i % 4 / kSize;
+    low[i] = lane + place / 2 * kSize + place % 2 * kWidth + i % kSize;
   }
+  Vec lower = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, low + 2);
+  a = lower;
 }
 
-// One panel of 16 columns: to[s][c] = word s of column c, zero from column n on.
-template <class Words>
-void pack_panel(const char* first, int64_t stride_v, int64_t stride_d, int n, int64_t D, Word* __restrict__ to) {
-  int64_t steps = steps_of(D, Words::kElements == 2), s = 0;
-  int64_t row_bytes = stride_v * Words::kBytes;
-  if (stride_d == 1) {
-    for (int64_t whole = D / Words::kElements; s + kWidth <= whole; s += kWidth)
-      for (int c0 = 0; c0 < kPanel; c0 += kWidth) {
-        Vec rows[kWidth];
-        for (int i = 0; i < kWidth; ++i) {
-          const char* row = first + (c0 + i) * row_bytes;
-          rows[i] = c0 + i < n ? Words::words(row, s) : Vec{};
-          __builtin_prefetch(row + kPanel * row_bytes + s * Words::kElements * Words::kBytes, 0, 2);  // the next panel
-        }
-        transpose(rows);
-        for (int i = 0; i < kWidth; ++i) store_vec(to + (s + i) * kPanel + c0, rows[i]);
-      }
-  } else if (stride_v == 1 && Words::kElements == 1 && n == kPanel) {  // a transposed matrix: columns lie side by side
-    for (; s < steps; ++s)
-      for (int c = 0; c < kPanel; c += kWidth)
-        store_vec(to + s * kPanel + c, Words::words(first + s * stride_d * Words::kBytes, c));
+// a and b become their even and their odd 16 bytes, those of a first.
+inline void deal(Vec& a, Vec& b) {
+  IntVec even = {};
+  for (int i = 0; i < kWidth; ++i) even[i] = i / 4 * 8 + i % 4;
+  Vec evens = __builtin_shuffle(a, b, even);
+  b = __builtin_shuffle(a, b, even + 4);
+  a = evens;
+}
+
+// rows[i][j] becomes rows[j][i]: squares of 4 x 4 first, then these as elements of 16 bytes. Each step is one
+// instruction that needs no register of indices.
+inline void transpose(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 4
+  for (int g = 0; g < kWidth; g += 4) {
+    interleave<1>(rows[g], rows[g + 1]);
+    interleave<1>(rows[g + 2], rows[g + 3]);
+    interleave<2>(rows[g], rows[g + 2]);
+    interleave<2>(rows[g + 1], rows[g + 3]);
+    Vec second = rows[g + 2];
+    rows[g + 2] = rows[g + 1];
+    rows[g + 1] = second;
   }
-  for (; s < steps; ++s)
-    for (int c = 0; c < kPanel; ++c)
-      to[s * kPanel + c] = c < n ? Words::word(first + c * row_bytes, stride_d, D, s) : 0;
+#pragma GCC unroll 2
+  for (int half = 4; half < kWidth; half *= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i)
+      if (!(i & half)) deal(rows[i], rows[i + half]);
+}
+
+// The columns of a block from `from` on.
+inline Columns columns_from(const Columns& block, int from) {
+  Columns rest = block;
+  rest.first += from;
+  rest.count = block.count > from ? block.count - from : 0;
+  return rest;
+}
+
+// How many words of kWidth columns load_transposed can give: those of D whole vectors, where kWidth columns are left and
+// their elements are neighbours along D.
+template <class Words>
+inline int64_t whole_words(const Columns& columns) {
+  bool whole = columns.stride_d == 1 && columns.count >= kWidth;
+  return whole ? columns.D / Words::kElements / kWidth * kWidth : 0;
+}
+
+// words[i] = word s + i of the first kWidth columns. Asks for the same words of the next panel.
+template <class Words>
+inline void load_transposed(const Columns& columns, int64_t s, Vec (&words)[kWidth]) {
+  int64_t row_bytes = columns.stride_v * Words::kBytes;
+  const char* row = static_cast<const char*>(columns.weight) + columns.first * row_bytes;
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i, row += row_bytes) {
+    words[i] = Words::words(row, s);
+    __builtin_prefetch(row + kPanel * row_bytes + s * Words::kElements * Words::kBytes, 0, 2);
+  }
+  transpose(words);
+}
+
+// Word s of column c, zero past the last.
+template <class Words>
+inline Word word_of(const Columns& columns, int c, int64_t s) {
+  auto* weight = static_cast<const char*>(columns.weight);
+  const char* row = weight + (columns.first + c) * columns.stride_v * Words::kBytes;
+  return c < columns.count ? Words::word(row, columns.stride_d, columns.D, s) : 0;
+}
+
+// A panel of the first 16 columns: to[s][c] = word s of column c.
+template <class Words>
+void pack_panel(const Columns& columns, int64_t steps, Word* __restrict__ to) {
+  if (columns.stride_v == 1 && columns.stride_d != 1 && Words::kElements == 1 && columns.count >= kPanel) {
+    // a transposed matrix: columns lie side by side
+    auto* first = static_cast<const char*>(columns.weight) + columns.first * Words::kBytes;
+    for (int64_t s = 0; s < steps; ++s)
+      for (int c = 0; c < kPanel; c += kWidth)
+        store_vec(to + s * kPanel + c, Words::words(first + s * columns.stride_d * Words::kBytes, c));
+    return;
+  }
+  for (int c = 0; c < kPanel; c += kWidth) {
+    Columns part = columns_from(columns, c);
+    int64_t s = 0;
+    for (int64_t whole = whole_words<Words>(part); s < whole; s += kWidth) {
+      Vec words[kWidth];
+      load_transposed<Words>(part, s, words);
+      for (int i = 0; i < kWidth; ++i) store_vec(to + (s + i) * kPanel + c, words[i]);
+    }
+    for (; s < steps; ++s)
+      for (int i = 0; i < kWidth; ++i) to[s * kPanel + c + i] = word_of<Words>(part, i, s);
+  }
 }
 
 struct PackBlock {
-  const void* weight;
-  int64_t stride_v, stride_d, v0;
-  int n;
-  int64_t D;
+  const Columns& columns;
   Word* out;
   template <class Words>
   void run() const {
-    int64_t steps = steps_of(D, Words::kElements == 2);
-    for (int panel = 0; panel < kBlockPanels; ++panel) {
-      const char* first = static_cast<const char*>(weight) + (v0 + panel * kPanel) * stride_v * Words::kBytes;
-      int columns = n - panel * kPanel;
-      columns = columns < 0 ? 0 : columns < kPanel ? columns : kPanel;
-      pack_panel<Words>(first, stride_v, stride_d, columns, D, out + panel * steps * kPanel);
-    }
+    int64_t steps = steps_of(columns.D, Words::kElements == 2);
+    for (int panel = 0; panel < kBlockPanels; ++panel)
+      pack_panel<Words>(columns_from(columns, panel * kPanel), steps, out + panel * steps * kPanel);
   }
 };
 
-void pack_block(const void* weight, Dtype dtype, int64_t stride_v, int64_t stride_d, int64_t v0, int n, int64_t D,
-                bool pairs, Word* out) {
-  by_words(dtype, pairs, PackBlock{weight, stride_v, stride_d, v0, n, D, out});
+void pack_block(const Columns& columns, bool pairs, Word* out) {
+  by_words(columns.dtype, pairs, PackBlock{columns, out});
 }
 
 struct WidenBlock {

@@ -8,18 +8,29 @@ namespace {
 // Folds the logits [count][kBlock] of neighbouring tokens of one row into its running maximum, which stays in registers
 // over the tokens. Strictly greater: the lowest position keeps a tie. The first NaN wins and stays.
 inline void fold(PooledBlock& state, const float* logits, const Token* tokens, int count) {
-  for (int c = 0; c < kBlock; c += kWidth) {
-    bool fresh = tokens[0].first;
-    Vec best = load_vec(fresh ? logits + c : state.logit + c);
-    IntVec where = fresh ? IntVec{} + tokens[0].position : (IntVec)load_vec(state.position + c);
-    for (int i = fresh; i < count; ++i) {
-      Vec x = load_vec(logits + i * kBlock + c);
-      IntVec better = (x > best) | ((x != x) & (best == best));
-      best = better ? x : best;
-      where = better ? IntVec{} + tokens[i].position : where;
+  constexpr int kChains = 4;  // side by side: each waits for its own comparison
+  bool fresh = tokens[0].first;
+  for (int c = 0; c < kBlock; c += kChains * kWidth) {
+    Vec best[kChains];
+    IntVec where[kChains];
+    for (int j = 0; j < kChains; ++j) {
+      int at = c + j * kWidth;
+      best[j] = load_vec(fresh ? logits + at : state.logit + at);
+      where[j] = fresh ? IntVec{} + tokens[0].position : (IntVec)load_vec(state.position + at);
     }
-    store_vec(state.logit + c, best);
-    store_vec(state.position + c, (Vec)where);
+    for (int i = fresh; i < count; ++i) {
+      IntVec position = IntVec{} + tokens[i].position;
+      for (int j = 0; j < kChains; ++j) {
+        Vec x = load_vec(logits + i * kBlock + c + j * kWidth);
+        IntVec better = (x > best[j]) | ((x != x) & (best[j] == best[j]));
+        best[j] = better ? x : best[j];
+        where[j] = better ? position : where[j];
+      }
+    }
+    for (int j = 0; j < kChains; ++j) {
+      store_vec(state.logit + c + j * kWidth, best[j]);
+      store_vec(state.position + c + j * kWidth, (Vec)where[j]);
+    }
   }
 }
 
@@ -32,7 +43,7 @@ inline bool finish(PooledBlock& state, const float* bias, float floor) {
       float* logit = state.logit + word * 64 + c;
       Vec x = load_vec(logit) + load_vec(bias + word * 64 + c);
       store_vec(logit, x);
-      bits |= uint64_t(above(x, Vec{} + floor)) << c;
+      bits |= uint64_t(above(x, splat(floor))) << c;
     }
     state.above[word] = bits;
     any |= bits;
@@ -41,28 +52,35 @@ inline bool finish(PooledBlock& state, const float* bias, float floor) {
 }
 
 template <class Tiles>
-void pool_tiles(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
-                const float* bias, const float* floors, float* products, PooledBlock* state, RowDone done,
-                void* context) {
+void pool_tiles(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const VocabBlock& block,
+                const float* floors, float* products, PooledBlock* state, RowDone done, void* context) {
+  const Word* panels = block.panels;
+  bool unpacked = panels == nullptr && Tiles::kReadsUnpacked && n_tiles == 1;
+  if (panels == nullptr && !unpacked) {
+    pack_block(block.columns, block.pairs, block.scratch);
+    panels = block.scratch;
+  }
   [[maybe_unused]] typename Tiles::Session session;
   for (int64_t t = 0; t < n_tiles; ++t) {
-    Tiles::block(tiles[t], block, steps, products);
+    if (unpacked)
+      Tiles::block_unpacked(tiles[t], block, products);
+    else
+      Tiles::block(tiles[t], panels, block.steps, products);
     const Token* token = tokens + tiles[t].first;
     for (int begin = 0, end; begin < tiles[t].used; begin = end) {
       for (end = begin + 1; end < tiles[t].used && !token[end].first;) ++end;
       fold(*state, products + begin * kBlock, token + begin, end - begin);
       if (!token[end - 1].last) continue;
       state->row = token[begin].row;
-      if (finish(*state, bias, floors[state->row])) done(context, *state);
+      if (finish(*state, block.bias, floors[state->row])) done(context, *state);
     }
   }
 }
 
-void pool_block(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const Word* block, int64_t steps,
-                bool pairs, const float* bias, const float* floors, float* tile_scratch, PooledBlock* state,
-                RowDone done, void* context) {
-  auto pool = pairs ? pool_tiles<PairTiles> : pool_tiles<FloatTiles>;
-  pool(tiles, n_tiles, tokens, block, steps, bias, floors, tile_scratch, state, done, context);
+void pool_block(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const VocabBlock& block,
+                const float* floors, float* tile_scratch, PooledBlock* state, RowDone done, void* context) {
+  auto pool = block.pairs ? pool_tiles<PairTiles> : pool_tiles<FloatTiles>;
+  pool(tiles, n_tiles, tokens, block, floors, tile_scratch, state, done, context);
 }
 
 }  // namespace

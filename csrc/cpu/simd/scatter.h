@@ -21,7 +21,7 @@ struct Scatter {
     for (; d + kVecs * kWidth <= D; d += kVecs * kWidth)
       for (int64_t i = 0; i < n; ++i) {
         float* out = y + to[i] * D + d;
-        Vec s = Vec{} + scale[i], sum[kVecs];
+        Vec s = splat(scale[i]), sum[kVecs];
         for (int j = 0; j < kVecs; ++j)
           sum[j] = load_vec(out + j * kWidth) + s * load_wide<kDtype>(x, from[i] * D + d + j * kWidth);
         for (int j = 0; j < kVecs; ++j) store_vec(out + j * kWidth, sum[j]);

@@ -68,7 +68,7 @@ struct CollectAbove {
     int64_t i = *next, filled = 0;
     for (; i + kWidth <= n && filled + kWidth <= room; i += kWidth) {
       Vec x = load_wide<kDtype>(row, i);
-      for (uint32_t bits = above(x, Vec{} + floor); bits != 0; bits &= bits - 1) {
+      for (uint32_t bits = above(x, splat(floor)); bits != 0; bits &= bits - 1) {
         int c = __builtin_ctz(bits);
         found[filled++] = {element<kDtype>(row, i + c), int32_t(i + c)};
       }

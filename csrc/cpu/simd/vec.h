@@ -22,6 +22,9 @@ constexpr int kWidth = 4;
 using Vec = float __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
 using IntVec = int32_t __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
 
+// x in all places. Minus zero: adding it would make 0 of -0, and so cost an addition.
+inline Vec splat(float x) { return x - Vec{}; }
+
 inline Vec load_vec(const void* p) { return *static_cast<const Vec*>(p); }
 inline void store_vec(void* p, Vec v) { *static_cast<Vec*>(p) = v; }
 
