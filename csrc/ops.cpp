@@ -18,7 +18,8 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def(
       "vocab_pool(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
       "str activation) -> (Tensor, Tensor)");
-  // -> grad_hidden float32, grad_weight in the dtype of weight, grad_bias [V] float32; one that is not needed has size 0
+  // -> grad_hidden float32, grad_weight in the dtype of weight, grad_bias [V] float32; one that is not needed has size
+  // 0
   m.def(
       "vocab_pool_backward(Tensor grad_out, Tensor out, Tensor positions, Tensor hidden, Tensor weight, "
       "Tensor? cu_seqlens, str activation, bool need_hidden, bool need_weight) -> (Tensor, Tensor, Tensor)");

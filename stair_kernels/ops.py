@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stair_kernels.reference import ACTIVATIONS
-from stair_kernels.rows import SparseRows, _readable
+from stair_kernels.rows import SparseRows, _readable, trusted_rows
 from stair_kernels.version import __version__
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +59,7 @@ def vocab_topk(
     _check_k(k)
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
     values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation, sparse_grad)
-    return SparseRows(values, indices, positions, weight.shape[0])
+    return trusted_rows(values, indices, positions, weight.shape[0])
 
 
 def vocab_pool(
@@ -107,7 +107,7 @@ def topk(dense: Tensor, k: int) -> SparseRows:
     _check_k(k)
     _check_device("dense", dense)
     values, indices = torch.ops.stair.topk(dense, k)
-    return SparseRows(values, indices, None, dense.shape[1])
+    return trusted_rows(values, indices, None, dense.shape[1])
 
 
 def sparse_dot(a: SparseRows, b: SparseRows) -> Tensor:  # [Q, N] float32

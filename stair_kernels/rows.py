@@ -78,7 +78,7 @@ class SparseRows:
         if not isinstance(rows, slice):
             raise ValueError(f"rows: expected a slice such as rows[i:j], got {type(rows).__name__}")
         positions = None if self.positions is None else self.positions[rows]
-        return SparseRows(self.values[rows], self.indices[rows], positions, self.vocab_size)
+        return trusted_rows(self.values[rows], self.indices[rows], positions, self.vocab_size)
 
     def nnz(self) -> Tensor:
         """[B] int64: the number of entries in each row."""
@@ -87,11 +87,11 @@ class SparseRows:
     def to(self, device: torch.device | str) -> SparseRows:
         """The same rows on another device."""
         positions = None if self.positions is None else self.positions.to(device)
-        return SparseRows(self.values.to(device), self.indices.to(device), positions, self.vocab_size)
+        return trusted_rows(self.values.to(device), self.indices.to(device), positions, self.vocab_size)
 
     def detach(self) -> SparseRows:
         """The same rows outside the autograd graph."""
-        return SparseRows(self.values.detach(), self.indices, self.positions, self.vocab_size)
+        return trusted_rows(self.values.detach(), self.indices, self.positions, self.vocab_size)
 
     def to_dense(self) -> Tensor:
         """[B, V] float32; differentiable in values."""
@@ -180,6 +180,14 @@ def csr_arrays(csr: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int,
     if np.unique(row * max(V, 1) + column).size != column.size:
         raise ValueError("csr: expected unique columns within a row, got duplicates (scipy: csr.sum_duplicates())")
     return crow, column.astype(np.int32), value, (B, V)
+
+
+def trusted_rows(values: Tensor, indices: Tensor, positions: Tensor | None, vocab_size: int) -> SparseRows:
+    """SparseRows of tensors that an operator has made, or that have been checked before: reading them again costs more
+    than a small operator."""
+    rows = SparseRows.__new__(SparseRows)
+    rows.values, rows.indices, rows.positions, rows.vocab_size = values, indices, positions, vocab_size
+    return rows
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -4,80 +4,51 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <limits>
 #include <tuple>
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
+#include "cpu/best.h"
 
 namespace stair {
 namespace {
 
-// A positive value and its index as one number: larger for larger values, then for lower indices.
-uint64_t key_of(const Found& entry) {
-  uint32_t bits;
-  std::memcpy(&bits, &entry.value, 4);
-  return uint64_t(bits) << 32 | ~uint32_t(entry.index);
-}
-
-float value_of(uint64_t key) {
-  uint32_t bits = uint32_t(key >> 32);
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-int32_t index_of(uint64_t key) { return int32_t(~uint32_t(key)); }
-
-// The k best positive entries of a row, kept between rows so that nothing is allocated twice.
+// The k best positive entries of a row, in memory that is kept between rows.
 class RowSelection {
  public:
-  explicit RowSelection(int64_t k) : k_(k), found_(4 * k + 64), groups_(2 * k + 16) {}
+  explicit RowSelection(int64_t k)
+      : k_(k),
+        found_(4 * k + 64),
+        groups_(2 * k + 16),
+        value_(k + found_.size() + Entries::kPadding),
+        index_(k + found_.size()) {}
 
   // False when the row holds a NaN.
   bool select(const void* row, Dtype dtype, int64_t V) {
-    keys_.clear();
+    entries_ = {value_.data(), index_.data(), nullptr, 0};
     float floor = floor_below_kth(row, dtype, V);
     for (int64_t next = 0; next < V;) {
       int64_t count = simd().collect_above(row, dtype, V, floor, found_.data(), int64_t(found_.size()), &next);
       for (int64_t i = 0; i < count; ++i) {
         if (std::isnan(found_[i].value)) return false;
-        keys_.push_back(key_of(found_[i]));
+        value_[entries_.count] = found_[i].value;
+        index_[entries_.count++] = found_[i].index;
       }
-      if (next == V) break;
-      keep_best();
-      floor = std::max(floor, value_of(keys_[k_ - 1]));  // a later value equal to the k-th has lost the tie
+      // a later value equal to the k-th has lost the tie
+      if (next < V) floor = std::max(floor, keep_best(entries_, k_));
     }
-    sort();
+    if (entries_.count > kSortedWhole) keep_best(entries_, k_);
+    order_ = &ranking_.descending(value_.data(), entries_.count);
     return true;
   }
 
-  // In order: by value, ties by lower index.
-  const std::vector<uint64_t>& keys() const { return keys_; }
+  int64_t count() const { return std::min(entries_.count, k_); }
+  float value(int64_t i) const { return value_[(*order_)[i]]; }
+  int32_t index(int64_t i) const { return index_[(*order_)[i]]; }
 
  private:
-  // The k best in order.
-  void sort() {
-    constexpr size_t kFew = 192;
-    if (keys_.size() <= kFew) {
-      sorted_.resize(keys_.size());
-      simd().sort_descending(keys_.data(), int64_t(keys_.size()), sorted_.data());
-      keys_.swap(sorted_);
-      keys_.resize(std::min(int64_t(keys_.size()), k_));
-      return;
-    }
-    keep_best();
-    std::sort(keys_.begin(), keys_.end(), std::greater<>());
-  }
-
-  void keep_best() {
-    if (int64_t(keys_.size()) <= k_) return;
-    std::nth_element(keys_.begin(), keys_.begin() + (k_ - 1), keys_.end(), std::greater<>());
-    keys_.resize(k_);
-  }
+  static constexpr int64_t kSortedWhole = 192;  // so few are sorted faster than cut first
 
   // Something below the k-th largest positive entry, or 0.
   float floor_below_kth(const void* row, Dtype dtype, int64_t V) {
@@ -89,8 +60,11 @@ class RowSelection {
 
   int64_t k_;
   std::vector<Found> found_;
-  std::vector<uint64_t> keys_, sorted_;
-  std::vector<float> groups_;
+  std::vector<float> groups_, value_;
+  std::vector<int32_t> index_;
+  Entries entries_;
+  Ranking ranking_;
+  const std::vector<int32_t>* order_;
 };
 
 std::tuple<Tensor, Tensor> topk(const Tensor& dense_, int64_t k) {
@@ -105,11 +79,11 @@ std::tuple<Tensor, Tensor> topk(const Tensor& dense_, int64_t k) {
     RowSelection kept(std::min(k, V));
     for (int64_t row = begin; row < end; ++row) {
       bool clean = kept.select(element_ptr(dense, row * V), dtype, V);
-      int64_t filled = clean ? int64_t(kept.keys().size()) : std::min(k, V);
+      int64_t filled = clean ? kept.count() : std::min(k, V);
       for (int64_t j = 0; j < k; ++j) {
         bool entry = j < filled;
-        value[row * k + j] = !entry ? 0 : clean ? value_of(kept.keys()[j]) : std::numeric_limits<float>::quiet_NaN();
-        index[row * k + j] = !entry ? -1 : clean ? index_of(kept.keys()[j]) : int32_t(j);
+        value[row * k + j] = !entry ? 0 : clean ? kept.value(j) : std::numeric_limits<float>::quiet_NaN();
+        index[row * k + j] = !entry ? -1 : clean ? kept.index(j) : int32_t(j);
       }
     }
   });

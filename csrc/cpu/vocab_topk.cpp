@@ -4,20 +4,11 @@
 
 #include <tuple>
 
+#include "cpu/best.h"
 #include "cpu/vocab_head.h"
 
 namespace stair {
 namespace {
-
-struct Candidate {
-  float logit;
-  int32_t index, position;
-};
-
-// By raw logit, ties by lower index: a total order, so that the choice does not depend on how the work was split.
-bool better(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.index < b.index);
-}
 
 // The running k best of rows [first_row, end_row) over one chunk of the vocabulary.
 struct TopkSink {
@@ -28,9 +19,9 @@ struct TopkSink {
 
   // Every chunk has candidates of every row: of so many chunks they stay below an eighth of [B, V], or below 1 MiB.
   static int64_t most_chunks(int64_t B, int64_t k, int64_t V) {
-    constexpr int64_t kSmall = 1 << 20;
+    constexpr int64_t kSmall = 1 << 20, kEntryBytes = 12;
     int64_t entries = std::max<int64_t>(capacity_of(k, V), 1);
-    return std::max(V / (8 * entries), kSmall / (entries * int64_t(sizeof(Candidate)) * std::max<int64_t>(B, 1)));
+    return std::max(V / (8 * entries), kSmall / (entries * kEntryBytes * std::max<int64_t>(B, 1)));
   }
 
   TopkSink(int64_t first_row, int64_t end_row, int64_t k, int64_t most, Activation activation)
@@ -40,42 +31,41 @@ struct TopkSink {
         floors(end_row, floor_of(activation)),
         counts(end_row, 0),
         poisoned(end_row, 0),
-        pool(new Candidate[(end_row - first_row) * capacity]) {}
+        values(new float[(end_row - first_row) * (capacity + Entries::kPadding)]),
+        indices(new int32_t[(end_row - first_row) * capacity]),
+        positions(new int32_t[(end_row - first_row) * capacity]) {}
 
-  Candidate* candidates(int64_t row) const { return pool.get() + (row - first_row) * capacity; }
+  // Its columns come in ascending order.
+  Entries entries(int64_t row) const {
+    int64_t at = (row - first_row) * capacity, padding = (row - first_row) * Entries::kPadding;
+    return {values.get() + at + padding, indices.get() + at, positions.get() + at, counts[row]};
+  }
 
   void row_done(int64_t block, int columns, PooledBlock& pooled) {
     int64_t row = pooled.row;
-    if (counts[row] + columns > capacity) compact(row);
-    Candidate* out = candidates(row);
-    int64_t& count = counts[row];
+    Entries kept = entries(row);
+    if (kept.count + columns > capacity) floors[row] = std::max(floors[row], keep_best(kept, k));
     for (int word = 0; word < kBlock / 64; ++word) {
       for (uint64_t bits = pooled.above[word]; bits != 0; bits &= bits - 1) {
         int c = word * 64 + __builtin_ctzll(bits);
-        if (c >= columns) return;
-        if (std::isnan(pooled.logit[c]))
-          poisoned[row] = 1;
-        else if (pooled.logit[c] > floors[row])
-          out[count++] = {pooled.logit[c], int32_t(block * kBlock + c), pooled.position[c]};
+        if (c >= columns) break;
+        if (std::isnan(pooled.logit[c])) poisoned[row] = 1;
+        // a later column that only equals the k-th has lost the tie
+        if (!(pooled.logit[c] > floors[row])) continue;
+        kept.value[kept.count] = pooled.logit[c];
+        kept.index[kept.count] = int32_t(block * kBlock + c);
+        kept.position[kept.count++] = pooled.position[c];
       }
     }
-  }
-
-  // Keeps the k best and raises the floor to the k-th. Columns come in ascending order, so that a later column that
-  // only equals the floor has lost the tie.
-  void compact(int64_t row) {
-    if (counts[row] <= k) return;
-    Candidate* all = candidates(row);
-    std::nth_element(all, all + k - 1, all + counts[row], better);
-    counts[row] = k;
-    floors[row] = all[k - 1].logit;
+    counts[row] = kept.count;
   }
 
   int64_t k, capacity, first_row;
   std::vector<float> floors;
   std::vector<int64_t> counts;
   std::vector<uint8_t> poisoned;
-  std::unique_ptr<Candidate[]> pool;
+  std::unique_ptr<float[]> values;
+  std::unique_ptr<int32_t[]> indices, positions;
 };
 
 struct RowOut {
@@ -83,28 +73,45 @@ struct RowOut {
   int32_t *indices, *positions;
 };
 
-// Merges a row's candidates from all chunks and writes them by descending value, ties by lower index.
-void write_row(const TopkSink* first, const TopkSink* last, int64_t row, int64_t k, Activation activation,
-               std::vector<Candidate>& all, RowOut out) {
-  all.clear();
-  for (const TopkSink* sink = first; sink != last; ++sink)
-    all.insert(all.end(), sink->candidates(row), sink->candidates(row) + sink->counts[row]);
-  if (int64_t(all.size()) > k) {
-    std::nth_element(all.begin(), all.begin() + (k - 1), all.end(), better);
-    all.resize(k);
+// Puts rows together from the chunks of the vocabulary, in memory that is kept from one row to the next.
+class RowWriter {
+ public:
+  RowWriter(int64_t k, Activation activation) : k_(k), activation_(activation) {}
+
+  // By descending value, ties by lower index.
+  void write(const TopkSink* first, const TopkSink* last, int64_t row, RowOut out) {
+    Entries all = merged(first, last, row);
+    keep_best(all, k_);
+    simd().activate(all.value, all.count, activation_, all.value);
+    // now by value: the activation may have rounded two logits to one
+    const auto& order = ranking_.descending(all.value, all.count);
+    for (int64_t j = 0; j < k_; ++j) {
+      bool filled = j < all.count;
+      out.values[j] = filled ? all.value[order[j]] : 0;
+      out.indices[j] = filled ? all.index[order[j]] : -1;
+      out.positions[j] = filled ? all.position[order[j]] : -1;
+    }
   }
-  std::vector<float> activated;
-  for (const auto& candidate : all) activated.push_back(candidate.logit);
-  simd().activate(activated.data(), int64_t(activated.size()), activation, activated.data());
-  for (size_t i = 0; i < all.size(); ++i) all[i].logit = activated[i];
-  std::sort(all.begin(), all.end(), better);  // now by value: the activation may have rounded two logits to one
-  for (int64_t j = 0; j < k; ++j) {
-    bool filled = j < int64_t(all.size());
-    out.values[j] = filled ? all[j].logit : 0;
-    out.indices[j] = filled ? all[j].index : -1;
-    out.positions[j] = filled ? all[j].position : -1;
+
+ private:
+  Entries merged(const TopkSink* first, const TopkSink* last, int64_t row) {
+    value_.clear(), index_.clear(), position_.clear();
+    for (const TopkSink* sink = first; sink != last; ++sink) {
+      Entries part = sink->entries(row);
+      value_.insert(value_.end(), part.value, part.value + part.count);
+      index_.insert(index_.end(), part.index, part.index + part.count);
+      position_.insert(position_.end(), part.position, part.position + part.count);
+    }
+    value_.resize(value_.size() + Entries::kPadding);
+    return {value_.data(), index_.data(), position_.data(), int64_t(index_.size())};
   }
-}
+
+  int64_t k_;
+  Activation activation_;
+  std::vector<float> value_;
+  std::vector<int32_t> index_, position_;
+  Ranking ranking_;
+};
 
 void write_poisoned(int64_t k, int64_t V, int32_t position, RowOut out) {
   for (int64_t j = 0; j < k; ++j) {
@@ -138,15 +145,16 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk(const Tensor& hidden, const Tensor
   Tensor positions = new_tensor(hidden, {B, k}, ScalarType::Int);
   RowOut out{values.mutable_data_ptr<float>(), indices.mutable_data_ptr<int32_t>(),
              positions.mutable_data_ptr<int32_t>()};
-  torch::stable::parallel_for(0, B, 8, [&](int64_t begin, int64_t end) {
-    std::vector<Candidate> all;
+  int64_t few_rows = std::max<int64_t>(1, 512 / k);  // not worth another thread
+  torch::stable::parallel_for(0, B, few_rows, [&](int64_t begin, int64_t end) {
+    RowWriter writer(k, activation);
     for (int64_t row = begin; row < end; ++row) {
       const TopkSink *first = sinks.data() + split.group_of(row) * split.chunks(), *last = first + split.chunks();
       RowOut to{out.values + row * k, out.indices + row * k, out.positions + row * k};
       if (std::any_of(first, last, [&](const TopkSink& s) { return s.poisoned[row]; }))
         write_poisoned(k, V, batch.lowest_position(row), to);
       else
-        write_row(first, last, row, k, activation, all, to);
+        writer.write(first, last, row, to);
     }
   });
   return {values, indices, positions};

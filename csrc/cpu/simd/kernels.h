@@ -100,6 +100,9 @@ struct SimdKernels {
   // largest, rounded down a little. At about 1.4k entries are as large. NaN is not seen. scratch: 2k + 16 floats.
   float (*bound_of_kth)(const void* row, Dtype dtype, int64_t n, int64_t k, float* scratch);
 
+  // The k-th largest of n floats without NaN, n >= k >= 1; -infinity stands behind them up to a multiple of 16.
+  float (*kth_largest)(const float* x, int64_t n, int64_t k);
+
   // Writes the entries from *next on that are !(value <= floor), so also NaN, until the row ends or fewer than 16
   // places are left of `room` (at least 16); moves *next on and returns how many it wrote.
   int64_t (*collect_above)(const void* row, Dtype dtype, int64_t n, float floor, Found* found, int64_t room,

@@ -15,7 +15,10 @@ constexpr int kColumns = 16, kTokens = 6;  // 6 x 4 accumulators of 32 registers
 constexpr int kColumns = 16, kTokens = 2;  // 2 x 4 accumulators of 16 registers
 #endif
 
+// kFewPanels: how many panels side by side for one or two tokens. A stream from memory is fastest alone; half as many
+// bytes come from the last cache more often, and then two chains of sums beat one (measured on Zen 4: 1.3x).
 struct FloatMath {
+  static constexpr int kFewPanels = 1;
   static inline Vec broadcast(Word token) {
     float value;
     std::memcpy(&value, &token, 4);
@@ -26,6 +29,7 @@ struct FloatMath {
 
 #if defined(__AVX512BF16__)
 struct PairMath {
+  static constexpr int kFewPanels = 2;
   static inline Vec broadcast(Word token) { return (Vec)_mm512_set1_epi32(int(token)); }
   static inline Vec multiply_add(Vec sum, Vec token, Vec column) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)token, (__m512bh)column);
@@ -94,9 +98,9 @@ struct VectorTiles {
       case 4:
         return columns<4 < kTokens ? 4 : 1, 1>(tile, panels, steps, out);
       case 2:
-        return columns<2, 1>(tile, panels, steps, out);
+        return columns<2, Math::kFewPanels>(tile, panels, steps, out);
       default:
-        return columns<1, 1>(tile, panels, steps, out);
+        return columns<1, Math::kFewPanels>(tile, panels, steps, out);
     }
   }
 
@@ -119,8 +123,7 @@ struct VectorTiles {
     for (; s < steps; ++s) {
       IntVec words = {};
       for (int c = 0; c < kWidth; ++c) words[c] = int32_t(word_of<Words>(columns, c, s));
-      for (int i = 0; i < kM; ++i)
-        acc[i] = Math::multiply_add(acc[i], Math::broadcast(tokens[s * kM + i]), (Vec)words);
+      for (int i = 0; i < kM; ++i) acc[i] = Math::multiply_add(acc[i], Math::broadcast(tokens[s * kM + i]), (Vec)words);
     }
     for (int i = 0; i < kM; ++i) store_vec(out + i * kBlock, acc[i]);
   }

@@ -121,8 +121,8 @@ inline Columns columns_from(const Columns& block, int from) {
   return rest;
 }
 
-// How many words of kWidth columns load_transposed can give: those of D whole vectors, where kWidth columns are left and
-// their elements are neighbours along D.
+// How many words of kWidth columns load_transposed can give: those of D whole vectors, where kWidth columns are left
+// and their elements are neighbours along D.
 template <class Words>
 inline int64_t whole_words(const Columns& columns) {
   bool whole = columns.stride_d == 1 && columns.count >= kWidth;

@@ -32,27 +32,40 @@ struct GroupMaxima {
   }
 };
 
-// Positive floats have the order of their bits: the bound is found bit by bit from the top, as far as it pays.
-float kth_bound(const float* x, int64_t n, int64_t k) {
-  constexpr int kLowestBit = 14;  // within 2^-9 of the k-th
-  int32_t bound = 0;
-  for (int bit = 30; bit >= kLowestBit; --bit) {
-    int32_t tried = bound | 1 << bit;
-    IntVec below = {};  // counts down
-    for (int64_t i = 0; i < n; i += kWidth) below += (IntVec)load_vec(x + i) >= tried;
-    int64_t reached = 0;
-    for (int c = 0; c < kWidth; ++c) reached -= below[c];
-    if (reached >= k) bound = tried;
+// Floats as integers of the same order, and back: the bits of negative ones count the other way round.
+inline IntVec ordered(IntVec bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+inline int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+
+// How many of n floats, padded with -infinity to whole vectors, are `least` or more.
+inline int64_t count_from(const float* x, int64_t n, int32_t least) {
+  IntVec counts = {};  // downwards
+  for (int64_t i = 0; i < n; i += kWidth) counts += ordered((IntVec)load_vec(x + i)) >= least;
+  int64_t count = 0;
+  for (int c = 0; c < kWidth; ++c) count -= counts[c];
+  return count;
+}
+
+// The k-th largest, found bit by bit from the top, or something below it where the bits from lowest_bit on are the
+// same.
+float kth_to_bit(const float* x, int64_t n, int64_t k, int lowest_bit) {
+  int32_t bound = count_from(x, n, 0) >= k ? 0 : INT32_MIN;
+  for (int bit = 30; bit >= lowest_bit; --bit) {
+    int32_t tried = bound | int32_t(1) << bit;
+    if (count_from(x, n, tried) >= k) bound = tried;
   }
+  bound = ordered(bound);
   float value;
   std::memcpy(&value, &bound, 4);
   return value;
 }
 
+float kth_largest(const float* x, int64_t n, int64_t k) { return kth_to_bit(x, n, k, 0); }
+
 float bound_of_kth(const void* row, Dtype dtype, int64_t n, int64_t k, float* scratch) {
+  constexpr int kLowestBit = 14;  // within 2^-9 of the k-th
   int64_t segments = (2 * k + kWidth - 1) / kWidth;
   by_dtype(dtype, GroupMaxima{row, n, segments, scratch});
-  return kth_bound(scratch, segments * kWidth, k);
+  return kth_to_bit(scratch, segments * kWidth, k, kLowestBit);
 }
 
 struct CollectAbove {
