@@ -20,7 +20,7 @@ class Timing:
     rounds: int
 
 
-def interleaved(variants: dict[str, Callable[[], Any]], seconds: float, min_rounds: int = 5) -> dict[str, Timing]:
+def interleaved(variants: dict[str, Callable[[], Any]], seconds: float, min_rounds: int = 3) -> dict[str, Timing]:
     """Runs all variants in turn for `seconds` a variant, at least `min_rounds` times; each starts some rounds."""
     for run in variants.values():
         run()
