@@ -16,12 +16,7 @@ import torch
 import stair_kernels as sk
 
 TEXTS = ("operator", "shape", "dtype", "input")
-TIMES = ("ours, ms", "packed", "eager")
-RATIOS = ("eager/ours", "rival/ours", "matmul/ours", "limit/ours", "scaling")
-HEADER = (
-    f"| {' | '.join(TEXTS + TIMES + RATIOS)} |",
-    f"|{'---|' * len(TEXTS)}{'---:|' * len(TIMES + RATIOS)}",
-)
+NUMBERS = ("ours, ms", "packed", "eager", "eager/ours", "rival/ours", "matmul/ours", "limit/ours", "scaling")
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -47,12 +42,12 @@ def environment(threads: int) -> dict[str, Any]:
 
 def table(records: Iterable[dict[str, Any]]) -> str:
     """One row a case; `limit` is the roofline's time for the unavoidable work, `scaling` the time on one thread over
-    that on several."""
+    that on several. A column without a number is left out."""
     cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for record in records:
         shape = ", ".join(f"{name}={size:,}" for name, size in record["shape"].items())
         cases.setdefault((record["op"], shape, record["dtype"], record["inputs"]), {})[record["impl"]] = record
-    lines = list(HEADER)
+    rows = []
     for key, by_impl in cases.items():
         times = {impl: record["median_ms"] for impl, record in by_impl.items()}
         ours = times.get("ours")
@@ -60,8 +55,10 @@ def table(records: Iterable[dict[str, Any]]) -> str:
         cells += [_ratio(times.get(impl), ours) for impl in ("eager", "rival", "matmul")]
         cells.append(f"{by_impl['ours']['roofline_ms'] / ours:.0%}" if ours else "")
         cells.append(_scaling(by_impl))
-        lines.append("| " + " | ".join([*key, *cells]) + " |")
-    return "\n".join(lines)
+        rows.append([*key, *cells])
+    lines = [[*TEXTS, *NUMBERS], ["---"] * len(TEXTS) + ["---:"] * len(NUMBERS), *rows]
+    filled = [any(row[column] for row in rows) for column in range(len(TEXTS + NUMBERS))]
+    return "\n".join("| " + " | ".join(cell for cell, kept in zip(line, filled) if kept) + " |" for line in lines)
 
 
 def describe(run: dict[str, Any]) -> str:
