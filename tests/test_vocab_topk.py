@@ -62,6 +62,31 @@ def test_ties_go_to_the_lower_index_and_position(impl: Implementation, layout: s
     assert max_error(got.values, same.values) < 1e-5
 
 
+@pytest.mark.parametrize("k", [1, 16, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("values", ["ties", "small", "negative", "ascending", "descending", "steps", "equal"])
+def test_more_candidates_than_a_row_holds(impl: Implementation, values: str, dtype: torch.dtype, k: int) -> None:
+    """Rows are cut back to the k best several times, whatever the order in which the columns come."""
+    V = 5000
+    ascending = torch.arange(V) * 256 // V / 256 + 0.5  # every value 19 or 20 times
+    weight = {
+        "ties": ascending[torch.randperm(V)],
+        "small": ascending[torch.randperm(V)] * 2**-9,
+        "negative": -ascending[torch.randperm(V)],
+        "ascending": ascending,
+        "descending": ascending.flip(0),
+        "steps": torch.arange(V) // 1000 + 1.0,
+        "equal": torch.ones(V),
+    }[values][:, None]
+    hidden = torch.tensor([[[1.0]], [[2.0]]]).to(dtype)
+    activation = "elu1p" if values == "negative" else "relu"
+    got = impl.operators.vocab_topk(hidden, weight.to(dtype), k=k, activation=activation)
+    want = reference.vocab_topk(hidden, weight.to(dtype), k=k, activation=activation)
+    assert torch.equal(got.indices, want.indices)
+    assert torch.equal(got.positions, want.positions)
+    assert_close(got.values, want.values, want.values)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
