@@ -1,0 +1,109 @@
+"""Atomics on global and shared memory: atom, red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ptx.access import ORDERINGS, SCOPES, resolve, take_space
+from ptx.decode import Builder, Decoder, Execute, Modifiers
+from ptx.errors import PtxError
+from ptx.lanes import Lanes
+from ptx.parser import Instruction
+from ptx.scalars import TYPES, Array, ScalarType, decode, encode
+
+_ATOMIC_INTEGER: dict[str, Callable[[Array, Array], Array]] = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def _combine(operation: str, scalar: ScalarType) -> Callable[[Array, Array, Array | None], Array]:
+    """What an atomic leaves in memory, given what was there (raw bits), the operand, and that of cas."""
+    if operation == "exch":
+        return lambda before, value, _: value
+    if operation == "cas":
+        return lambda before, value, new: np.where(before == value, before if new is None else new, before)
+    if scalar.is_integer:
+        compute = _ATOMIC_INTEGER[operation]
+        return lambda before, value, _: compute(before.view(scalar.dtype), value.view(scalar.dtype)).view(scalar.raw)
+    if operation == "add":
+        return lambda before, value, _: encode(decode(before, scalar) + decode(value, scalar), scalar)
+    raise PtxError(f"unknown atomic .{operation}.{scalar.name}")
+
+
+def build_atomic(instruction: Instruction, decoder: Decoder) -> Execute:
+    """atom, red: the lanes one after the other"""
+    modifiers = Modifiers(instruction)
+    space = take_space(modifiers)
+    modifiers.take(*ORDERINGS)
+    modifiers.take(*SCOPES)
+    operation = modifiers.require(*_ATOMIC_INTEGER, "exch", "cas")
+    hints = int(modifiers.flag("L2::cache_hint"))
+    modifiers.flag("noftz")
+    scalar = modifiers.type("b32", "b64", "unsigned", "signed", "f32", "f64", "f16", "bf16", "packed")
+    modifiers.finish()
+    gives = instruction.opcode == "atom"
+    operands = list(decoder.operands(instruction, 2 + gives + (operation == "cas") + hints))
+    target = decoder.destination(operands.pop(0), scalar) if gives else None
+    address = decoder.address(operands.pop(0))
+    raw_type = TYPES[f"b{scalar.bits}"]
+    sources = [decoder.source(operand, raw_type) for operand in operands[: len(operands) - hints]]
+    combine = _combine(operation, scalar)
+
+    def execute(lanes: Lanes) -> None:
+        active = lanes.active()
+        space_of, place = resolve(lanes, space, address.read(lanes, active), active)
+        values = []
+        for source in sources:
+            value, undefined = source.read(lanes)
+            lanes.require_defined(undefined, "the operand of an atomic")
+            values.append(np.broadcast_to(value, lanes.count))
+        result = np.zeros(lanes.count, scalar.raw)
+        result_undefined = np.zeros(lanes.count, scalar.raw)
+        for turn in _turns(place, lanes.cta[active] if space_of == "shared" else np.zeros(len(active), np.int64)):
+            chosen = active[turn]
+            before, undefined = _begin(lanes, space_of, place[turn], chosen, scalar)
+            operand, *new = (value[chosen] for value in values)
+            _finish(lanes, space_of, place[turn], chosen, combine(before, operand, new[0] if new else None))
+            result[chosen] = before
+            result_undefined[chosen] = undefined
+        if target is not None:
+            target.write(lanes, result, result_undefined)
+
+    return execute
+
+
+def _turns(place: Array, cta: Array) -> list[Array]:
+    """The accesses in turns in which no place occurs twice; those to one place keep their order."""
+    order = np.lexsort((place, cta))
+    begins = np.ones(len(order), bool)
+    begins[1:] = (place[order][1:] != place[order][:-1]) | (cta[order][1:] != cta[order][:-1])
+    position = np.arange(len(order))
+    rank = position - np.maximum.accumulate(np.where(begins, position, 0))
+    return [np.sort(order[rank == turn]) for turn in range(int(rank.max()) + 1)]
+
+
+def _begin(lanes: Lanes, space: str, place: Array, chosen: Array, scalar: ScalarType) -> tuple[Array, Array]:
+    """What is there, and which of its bits are undefined."""
+    if space == "global":
+        data = lanes.memory.load(place, chosen, scalar.bytes)
+        return data.view(scalar.raw).reshape(-1), np.zeros(len(chosen), scalar.raw)
+    data, undefined = lanes.shared.begin_atomic(place, chosen, lanes.cta[chosen], lanes.warp[chosen], scalar.bytes)
+    return data.view(scalar.raw).reshape(-1), undefined.view(scalar.raw).reshape(-1)
+
+
+def _finish(lanes: Lanes, space: str, place: Array, chosen: Array, after: Array) -> None:
+    data = np.ascontiguousarray(after).view(np.uint8).reshape(len(chosen), -1)
+    if space == "global":
+        lanes.memory.store(place, chosen, data)
+    else:
+        lanes.shared.finish_atomic(place, chosen, lanes.cta[chosen], data)
+
+
+OPERATIONS: dict[str, Builder] = {"atom": build_atomic, "red": build_atomic}

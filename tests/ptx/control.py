@@ -1,0 +1,171 @@
+"""Moves, branches, exits, barriers and fences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ptx.decode import Builder, Converging, Decoder, Execute, Modifiers
+from ptx.elementwise import elementwise, moved_by, plain
+from ptx.errors import LaneError, PtxError
+from ptx.lanes import Lanes
+from ptx.memory import SHARED_WINDOW
+from ptx.operands import Symbol, Vector
+from ptx.parser import Instruction
+from ptx.scalars import TYPES, Array, ScalarType
+
+
+def build_move(instruction: Instruction, decoder: Decoder) -> Execute:
+    modifiers = Modifiers(instruction)
+    scalar = modifiers.type()
+    modifiers.finish()
+    destination, source = decoder.operands(instruction, 2)
+    if isinstance(source, Vector):
+        return _pack(decoder, scalar, instruction)
+    if isinstance(destination, Vector):
+        return _unpack(decoder, scalar, instruction)
+    return plain(decoder, (destination, source), scalar, _same, moved_by(_same))
+
+
+def _same(a: Array) -> Array:
+    return a
+
+
+def _element_type(scalar: ScalarType, count: int) -> ScalarType:
+    if count not in (2, 4) or scalar.bits % count or f"b{scalar.bits // count}" not in TYPES:
+        raise PtxError(f"{count} elements of .{scalar.name}")
+    return TYPES[f"b{scalar.bits // count}"]
+
+
+def _pack(decoder: Decoder, scalar: ScalarType, instruction: Instruction) -> Execute:
+    destination, source = instruction.operands
+    elements = decoder.vector(source, 2, 4)
+    part = _element_type(scalar, len(elements))
+    sources = [decoder.source(element, part) for element in elements]
+    target = decoder.destination(destination, scalar)
+
+    def pack(parts: list[Array]) -> Array:
+        packed = np.zeros(1, scalar.raw)
+        for place, each in enumerate(parts):
+            packed = packed | (each.astype(scalar.raw) << scalar.raw.type(place * part.bits))
+        return packed
+
+    def execute(lanes: Lanes) -> None:
+        values = [source.read(lanes) for source in sources]
+        undefined = None
+        if any(bits is not None for _, bits in values):
+            undefined = pack([np.zeros(1, part.raw) if bits is None else bits for _, bits in values])
+        target.write(lanes, pack([value for value, _ in values]), undefined)
+
+    return execute
+
+
+def _unpack(decoder: Decoder, scalar: ScalarType, instruction: Instruction) -> Execute:
+    destination, operand = instruction.operands
+    elements = decoder.vector(destination, 2, 4)
+    part = _element_type(scalar, len(elements))
+    raw_type = TYPES[f"b{scalar.bits}"]
+    source = decoder.source(operand, raw_type)
+    targets = [decoder.destination(element, part) for element in elements]
+
+    def execute(lanes: Lanes) -> None:
+        raw, undefined = source.read(lanes)
+        for place, target in enumerate(targets):
+            shift = raw_type.raw.type(place * part.bits)
+            bits = None if undefined is None else (undefined >> shift).astype(part.raw)
+            target.write(lanes, (raw >> shift).astype(part.raw), bits)
+
+    return execute
+
+
+def build_convert_address(instruction: Instruction, decoder: Decoder) -> Execute:
+    """cvta: generic addresses of global memory are the addresses themselves, of shared memory in a window."""
+    modifiers = Modifiers(instruction)
+    to_space = modifiers.flag("to")
+    space = modifiers.require("global", "shared")
+    scalar = modifiers.type("u64")
+    modifiers.finish()
+    window = np.uint64(SHARED_WINDOW if space == "shared" else 0)
+    destination, source = decoder.operands(instruction, 2)
+    return elementwise(
+        (lambda a: a - window) if to_space else (lambda a: a + window),
+        decoder.destination(destination, scalar),
+        scalar,
+        [decoder.source(source, scalar)],
+    )
+
+
+def build_branch(instruction: Instruction, decoder: Decoder) -> Execute:
+    modifiers = Modifiers(instruction)
+    modifiers.flag("uni")
+    modifiers.finish()
+    (label,) = decoder.operands(instruction, 1)
+    if not isinstance(label, Symbol) or label.name not in decoder.kernel.labels:
+        raise PtxError("a branch to an unknown label")
+    target = decoder.kernel.labels[label.name]
+    return lambda lanes: lanes.branch(target)
+
+
+def build_exit(instruction: Instruction, decoder: Decoder) -> Execute:
+    modifiers = Modifiers(instruction)
+    if instruction.opcode == "ret":
+        modifiers.flag("uni")
+    modifiers.finish()
+    decoder.operands(instruction, 0)
+    return lambda lanes: lanes.exit()
+
+
+def build_trap(instruction: Instruction, decoder: Decoder) -> Execute:
+    modifiers = Modifiers(instruction)
+    modifiers.finish()
+
+    def execute(lanes: Lanes) -> None:
+        raise LaneError("the kernel gave up (trap)", int(lanes.active()[0]))
+
+    return execute
+
+
+def build_barrier(instruction: Instruction, decoder: Decoder) -> Converging:
+    """bar.sync, barrier.sync of all threads of the CTA; bar.warp.sync"""
+    modifiers = Modifiers(instruction)
+    if instruction.opcode == "bar" and modifiers.flag("warp"):
+        modifiers.require("sync")
+        modifiers.finish()
+        (members,) = decoder.operands(instruction, 1)
+        # Lanes of a warp see each other's writes in program order here, so that coming together is all there is.
+        return Converging(lambda lanes: None, decoder.source(members, TYPES["b32"]))
+    modifiers.flag("cta")
+    modifiers.require("sync")
+    modifiers.flag("aligned")
+    modifiers.finish()
+    number, *count = decoder.operands(instruction, 1, 2)
+    barrier = decoder.constant(number)
+    threads = decoder.constant(count[0]) if count else None
+
+    def execute(lanes: Lanes) -> int:
+        if threads is not None and threads != int(np.prod(lanes.placement.block)):
+            raise LaneError("a barrier for a part of the CTA, which this interpreter does not know", 0)
+        return lanes.wait(barrier)
+
+    return Converging(execute, decoder.whole_warp())
+
+
+def build_fence(instruction: Instruction, decoder: Decoder) -> Execute:
+    """membar, fence: memory is sequentially consistent here already."""
+    modifiers = Modifiers(instruction)
+    if instruction.opcode == "fence":
+        modifiers.take("sc", "acq_rel")
+    modifiers.require("cta", "gpu", "gl", "sys")
+    modifiers.finish()
+    decoder.operands(instruction, 0)
+    return lambda lanes: None
+
+
+OPERATIONS: dict[str, Builder] = {
+    "mov": build_move,
+    "cvta": build_convert_address,
+    "bra": build_branch,
+    **dict.fromkeys(("ret", "exit"), build_exit),
+    "trap": build_trap,
+    **dict.fromkeys(("bar", "barrier"), build_barrier),
+    **dict.fromkeys(("membar", "fence"), build_fence),
+}
