@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,17 +164,19 @@ class _Launch:
         return True
 
     def _waiting_at(self, groups: list[Lanes]) -> str:
-        """Where lanes wait for others that have left the kernel, or wait elsewhere."""
-        places: dict[int, int] = {}
+        """Where the threads of the first stuck CTA wait for others that have left the kernel, or wait elsewhere."""
+        stuck = min(int(group.cta[group.waiting].min()) for group in groups if group.waiting.any())
+        places: Counter[int] = Counter()
         gone = 0
         for group in groups:
-            for place, count in zip(*np.unique(group.pc[group.waiting], return_counts=True)):
-                places[int(place)] = places.get(int(place), 0) + int(count)
-            gone += int(np.count_nonzero((group.pc == DONE) & (group.placement.thread < np.prod(self.block))))
+            own = group.cta == stuck
+            places.update(int(place) for place in group.pc[group.waiting & own])
+            exists = group.placement.thread < np.prod(self.block)
+            gone += int(np.count_nonzero((group.pc == DONE) & own & exists))
         texts = []
         for place, count in places.items():
-            instruction = self.program.steps[place - 1].instruction
-            texts.append(f"{count} threads wait at line {instruction.line}: {instruction.text}")
+            instruction = self.program.steps[place - 1].instruction  # the one before where they will go on
+            texts.append(f"{count} threads of a CTA wait at line {instruction.line}: {instruction.text}")
         return "; ".join([*texts, f"{gone} have left the kernel"])
 
 

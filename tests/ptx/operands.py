@@ -86,7 +86,8 @@ _INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?")
 _FLOAT_BITS = re.compile(r"0([fFdD])([0-9a-fA-F]{8}|[0-9a-fA-F]{16})")
 _DECIMAL = re.compile(r"-?\d+\.\d*")
 _NAME = re.compile(r"[A-Za-z_$%][\w$]*")
-_ADDRESS = re.compile(r"([^\s+]+)\s*(?:\+\s*(-?\w+)|(-\s*\w+))?")
+_SPECIAL = re.compile(r"%\w+(\.[xyzw])?")
+_ADDRESS = re.compile(r"([^\s+-]+)\s*(?:\+\s*(-?\w+)|(-\s*\w+))?")
 
 
 def split_operands(text: str) -> list[str]:
@@ -131,7 +132,7 @@ def _parse_atom(text: str, find_register: Callable[[str], Register | None]) -> O
         return FloatImmediate(struct.unpack("<Q", struct.pack("<d", float(text)))[0], 64)
     if register := find_register(text):
         return register
-    if text.startswith("%"):
+    if _SPECIAL.fullmatch(text):
         return Special(text)
     if _NAME.fullmatch(text):
         return Symbol(text)

@@ -62,7 +62,7 @@ def parse(ptx: str, name: str | None = None) -> Kernel:
     entry = entries[0]
     parameters, parameter_bytes = _parse_parameters(entry[2] or "")
     parser = _BodyParser(ptx, Kernel(entry[1], parameters, parameter_bytes))
-    for match in re.finditer(r"^[ \t]*((?:\.extern\s+)?\.shared\b[^;]*);", ptx[: entry.start()], re.M):
+    for match in re.finditer(r"((?:\.extern\s+)?\.shared\b[^;]*);", _outside_braces(ptx[: entry.start()])):
         parser.declare_shared(match[1])
     parser.parse_body(entry.end())
     return parser.finish()
@@ -71,6 +71,20 @@ def parse(ptx: str, name: str | None = None) -> Kernel:
 def _without_comments(ptx: str) -> str:
     """Comments become blanks; line numbers stay."""
     return re.sub(r"//[^\n]*|/\*.*?\*/", lambda match: re.sub(r"[^\n]", " ", match[0]), ptx, flags=re.S)
+
+
+def _outside_braces(text: str) -> str:
+    """What is declared for the whole module, not inside another entry."""
+    parts, depth, start = [], 0, 0
+    for match in re.finditer(r"[{}]", text):
+        if match[0] == "{":
+            if depth == 0:
+                parts.append(text[start : match.start()])
+            depth += 1
+        else:
+            depth -= 1
+            start = match.end()
+    return " ".join([*parts, text[start:]])
 
 
 def _parse_parameters(text: str) -> tuple[list[Parameter], int]:
