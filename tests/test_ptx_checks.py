@@ -136,7 +136,7 @@ NEIGHBOUR = "xor.b32 %r2, %r1, 128;"  # the same place of the other of two warps
     [
         ("st.shared.b32 [%r1], %i;", "ld.shared.b32 %r3, [%r2];", "a race: another warp (writes|reads)"),
         ("ld.shared.b32 %r3, [%r1];", "st.shared.b32 [%r2], %i;", "a race: another warp (writes|reads)"),
-        ("st.shared.b32 [%r1], %i;", "st.shared.b32 [%r2], %i;", "a race: another warp writes another value"),
+        ("st.shared.b32 [%r1], %i;", "st.shared.b32 [%r2], %i;", "a race: another warp writes what this one writes"),
         ("atom.shared.add.u32 %r3, [%r1], %i;", "st.shared.b32 [%r2], %i;", "a race: another warp"),
         ("ld.shared.b32 %r3, [%r1];", "cp.async.ca.shared.global [%r2], [%w1], 4;", "a race: another warp|on its way"),
     ],
@@ -152,6 +152,37 @@ def test_copies_are_seen_by_others_after_a_barrier_only(name: str) -> None:
     start, out = f"{COPY} {NEIGHBOUR} cp.async.wait_all;", np.zeros(64, U32)
     run_body(f"{start} bar.sync 0; ld.shared.b32 %r3, [%r2];", {"out": out}, threads=64, order=Order(name))
     fails(f"{start} ld.shared.b32 %r3, [%r2];", "a race: another warp", threads=64, order=Order(name))
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("st.global.b32 [%w1], %r2;", "another (CTA writes what this one writes, byte 0 of out|lane stores a diff)"),
+        (
+            "st.global.b32 [%w0], 5; ld.global.b32 %r3, [%w0+128];",
+            "another CTA (writes|reads) what this one (writes|reads)",
+        ),
+        (
+            "red.global.add.u32 [%w1], %r2; ld.global.b32 %r3, [%w1];",
+            "a race: another CTA (reads|changes atomically) what",
+        ),
+        ("st.global.b32 [%w1], 5;", None),
+        ("red.global.add.u32 [%w1], %r2;", None),
+        ("ld.global.b32 %r3, [%w1];", None),
+        ("st.global.b32 [%w0], 5; ld.global.b32 %r3, [%w0];", None),
+    ],
+)
+def test_ctas_that_touch_the_same_memory(body: str, message: str | None, name: str) -> None:
+    """%w0 is a place of the CTA's own, %w1 one that all of them have."""
+    start = f"""{TO_OUT} mov.u32 %r2, %ctaid.x; add.u32 %r2, %r2, 1;
+    mul.wide.u32 %w0, %r2, 128; add.u64 %w0, %w0, %w1;"""
+    out = np.zeros((5, WARP), U32)
+    if message is None:
+        run_body(start + body, {"out": out}, ctas=3, order=Order(name))
+        return
+    with pytest.raises(PtxError, match=message):
+        run_body(start + body, {"out": out}, ctas=3, order=Order(name))
 
 
 def test_copies_of_one_value_are_no_race() -> None:
@@ -193,9 +224,9 @@ def test_a_launch_that_does_not_fit_is_refused() -> None:
 
 
 def test_an_offset_past_32_bits_is_seen() -> None:
-    """3 * 2^30 elements of 4 bytes: right in 64 bits, out of bounds where the product was cut to 32."""
-    huge = np.zeros(3 << 32, U8)  # never touched but for one page
-    body = "ld.param.u64 %w0, [huge]; add.u32 %r0, %i, 0xbfffffe0; {} st.global.b32 [%w0], 7;"
+    """Byte 3 * 2^30: right in 64 bits, out of bounds where the product was cut to 32."""
+    huge = np.zeros(3 << 30, U8)  # never touched but for one page
+    body = "ld.param.u64 %w0, [huge]; add.u32 %r0, %i, 0x2fffffe0; {} st.global.b32 [%w0], 7;"
     run_body(body.format("mad.wide.u32 %w0, %r0, 4, %w0;"), {"huge": huge})
     assert set(huge[-128:].view(U32)) == {7}
     cut = "shl.b32 %r0, %r0, 2; cvt.s64.s32 %w2, %r0; add.s64 %w0, %w0, %w2;"

@@ -9,10 +9,10 @@ import numpy as np
 from ptx.decode import Builder, Decoder, Execute, Modifiers
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
-from ptx.memory import SHARED_WINDOW
 from ptx.operands import Address, Symbol
 from ptx.parser import Instruction
 from ptx.scalars import Array
+from ptx.shared_memory import SHARED_WINDOW
 
 _CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc")
 _EVICTION = ("L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate")
@@ -51,19 +51,19 @@ def load(lanes: Lanes, space: str, address: Array, active: Array, size_bytes: in
     """[n, size_bytes] bytes for the n active lanes, and which of their bits are undefined."""
     space, address = resolve(lanes, space, address, active)
     if space == "shared":
-        return lanes.shared.load(address, active, lanes.cta[active], lanes.warp[active], size_bytes)
-    return lanes.memory.load(address, active, size_bytes), None
+        return lanes.shared.load(lanes.shared_rows(address, active, size_bytes))
+    return lanes.memory.load(address, active, lanes.cta_number[active], size_bytes), None
 
 
 def store(lanes: Lanes, space: str, address: Array, active: Array, data: Array, undefined: Array | None = None) -> None:
     space, address = resolve(lanes, space, address, active)
     if space == "shared":
-        lanes.shared.store(address, active, lanes.cta[active], lanes.warp[active], data, undefined)
+        lanes.shared.store(lanes.shared_rows(address, active, data.shape[1]), data, undefined)
         return
     if undefined is not None and undefined.any():
         bad = int(active[undefined.any(1).argmax()])
         raise LaneError("the stored value depends on a register or on memory that was never written", bad)
-    lanes.memory.store(address, active, data)
+    lanes.memory.store(address, active, lanes.cta_number[active], data)
 
 
 def _spread_out(lanes: Lanes, active: Array, rows: Array, raw: np.dtype[Any]) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ptx.access import ORDERINGS, SCOPES, resolve, take_space
 from ptx.decode import Builder, Decoder, Execute, Modifiers
 from ptx.errors import PtxError
 from ptx.lanes import Lanes
+from ptx.memory import ATOMIC
 from ptx.parser import Instruction
 from ptx.scalars import TYPES, Array, ScalarType, decode, encode
 
@@ -23,17 +25,17 @@ _ATOMIC_INTEGER: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def _combine(operation: str, scalar: ScalarType) -> Callable[[Array, Array, Array | None], Array]:
-    """What an atomic leaves in memory, given what was there (raw bits), the operand, and that of cas."""
+def _combine(operation: str, scalar: ScalarType) -> Callable[[Array, Array | None, Array], Array]:
+    """What an atomic leaves in memory (raw bits), given its operand, the second one of cas, and what was there."""
     if operation == "exch":
-        return lambda before, value, _: value
+        return lambda value, _, before: value
     if operation == "cas":
-        return lambda before, value, new: np.where(before == value, before if new is None else new, before)
+        return lambda value, new, before: np.where(before == value, before if new is None else new, before)
     if scalar.is_integer:
         compute = _ATOMIC_INTEGER[operation]
-        return lambda before, value, _: compute(before.view(scalar.dtype), value.view(scalar.dtype)).view(scalar.raw)
+        return lambda value, _, before: compute(before.view(scalar.dtype), value.view(scalar.dtype)).view(scalar.raw)
     if operation == "add":
-        return lambda before, value, _: encode(decode(before, scalar) + decode(value, scalar), scalar)
+        return lambda value, _, before: encode(decode(before, scalar) + decode(value, scalar), scalar)
     raise PtxError(f"unknown atomic .{operation}.{scalar.name}")
 
 
@@ -68,9 +70,9 @@ def build_atomic(instruction: Instruction, decoder: Decoder) -> Execute:
         result_undefined = np.zeros(lanes.count, scalar.raw)
         for turn in _turns(place, lanes.cta[active] if space_of == "shared" else np.zeros(len(active), np.int64)):
             chosen = active[turn]
-            before, undefined = _begin(lanes, space_of, place[turn], chosen, scalar)
             operand, *new = (value[chosen] for value in values)
-            _finish(lanes, space_of, place[turn], chosen, combine(before, operand, new[0] if new else None))
+            change = partial(combine, operand, new[0] if new else None)
+            before, undefined = _change(lanes, space_of, place[turn], chosen, scalar, change)
             result[chosen] = before
             result_undefined[chosen] = undefined
         if target is not None:
@@ -89,21 +91,24 @@ def _turns(place: Array, cta: Array) -> list[Array]:
     return [np.sort(order[rank == turn]) for turn in range(int(rank.max()) + 1)]
 
 
-def _begin(lanes: Lanes, space: str, place: Array, chosen: Array, scalar: ScalarType) -> tuple[Array, Array]:
-    """What is there, and which of its bits are undefined."""
-    if space == "global":
-        data = lanes.memory.load(place, chosen, scalar.bytes)
-        return data.view(scalar.raw).reshape(-1), np.zeros(len(chosen), scalar.raw)
-    data, undefined = lanes.shared.begin_atomic(place, chosen, lanes.cta[chosen], lanes.warp[chosen], scalar.bytes)
-    return data.view(scalar.raw).reshape(-1), undefined.view(scalar.raw).reshape(-1)
+def _change(
+    lanes: Lanes, space: str, place: Array, chosen: Array, scalar: ScalarType, combine: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Replaces what is at different places; gives what was there, and which of its bits were undefined."""
+    if space == "shared":
+        rows = lanes.shared_rows(place, chosen, scalar.bytes)
+        data, undefined = lanes.shared.begin_atomic(rows)
+        before = data.view(scalar.raw).reshape(-1)
+        lanes.shared.finish_atomic(rows, _bytes(combine(before)))
+        return before, undefined.view(scalar.raw).reshape(-1)
+    cta = lanes.cta_number[chosen]
+    before = lanes.memory.load(place, chosen, cta, scalar.bytes, what=ATOMIC).view(scalar.raw).reshape(-1)
+    lanes.memory.store(place, chosen, cta, _bytes(combine(before)), what=ATOMIC)
+    return before, np.zeros(len(chosen), scalar.raw)
 
 
-def _finish(lanes: Lanes, space: str, place: Array, chosen: Array, after: Array) -> None:
-    data = np.ascontiguousarray(after).view(np.uint8).reshape(len(chosen), -1)
-    if space == "global":
-        lanes.memory.store(place, chosen, data)
-    else:
-        lanes.shared.finish_atomic(place, chosen, lanes.cta[chosen], data)
+def _bytes(values: Array) -> Array:
+    return np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
 
 
 OPERATIONS: dict[str, Builder] = {"atom": build_atomic, "red": build_atomic}

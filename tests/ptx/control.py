@@ -8,10 +8,10 @@ from ptx.decode import Builder, Converging, Decoder, Execute, Modifiers
 from ptx.elementwise import elementwise, moved_by, plain
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
-from ptx.memory import SHARED_WINDOW
 from ptx.operands import Symbol, Vector
 from ptx.parser import Instruction
 from ptx.scalars import TYPES, Array, ScalarType
+from ptx.shared_memory import SHARED_WINDOW
 
 
 def build_move(instruction: Instruction, decoder: Decoder) -> Execute:

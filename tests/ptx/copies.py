@@ -7,9 +7,9 @@ import numpy as np
 from ptx.decode import Builder, Decoder, Execute, Modifiers
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
-from ptx.memory import PendingCopy
 from ptx.parser import Instruction
 from ptx.scalars import TYPES, Array
+from ptx.shared_memory import PendingCopy
 
 
 def build_copy(instruction: Instruction, decoder: Decoder) -> Execute:
@@ -43,8 +43,7 @@ def _wait(lanes: Lanes, last_group: Array) -> None:
         done = active[copy.lanes] & (copy.group <= last_group[copy.lanes])
         arrived, rest = _split(copy, done), _split(copy, ~done)
         if len(arrived.lanes):
-            cta, warp = lanes.cta[arrived.lanes], lanes.warp[arrived.lanes]
-            lanes.shared.finish_copy(arrived.address, arrived.lanes, cta, warp, arrived.data)
+            lanes.shared.finish_copy(arrived, lanes.cta[arrived.lanes], lanes.warp[arrived.lanes])
         if len(rest.lanes):
             still_pending.append(rest)
     lanes.copies = still_pending
@@ -79,7 +78,7 @@ def _build_issue(instruction: Instruction, decoder: Decoder, modifiers: Modifier
             lanes.require_defined(undefined, "the size of a copy")
             count = np.broadcast_to(values, lanes.count)[active].astype(np.int64)
         data = _read(lanes, active, from_address, count, size_bytes)
-        lanes.shared.begin_copy(to_address, active, lanes.cta[active], lanes.warp[active], size_bytes)
+        lanes.shared.begin_copy(lanes.shared_rows(to_address, active, size_bytes))
         lanes.copies.append(PendingCopy(active, to_address, data, lanes.copy_group[active]))
 
     return execute
@@ -95,7 +94,8 @@ def _read(lanes: Lanes, active: Array, address: Array, count: Array, size_bytes:
     data = np.zeros((len(active), size_bytes), np.uint8)
     for each in np.unique(count[count > 0]):
         chosen = np.flatnonzero(count == each)
-        data[chosen, :each] = lanes.memory.load(address[chosen], active[chosen], int(each), align=False)
+        cta = lanes.cta_number[active[chosen]]
+        data[chosen, :each] = lanes.memory.load(address[chosen], active[chosen], cta, int(each), align=False)
     return data
 
 

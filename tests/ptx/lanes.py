@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from ptx.errors import LaneError, PtxError
-from ptx.memory import GlobalMemory, PendingCopy, SharedMemory
+from ptx.memory import GlobalMemory
 from ptx.operands import Register
 from ptx.parser import Instruction
 from ptx.scalars import Array
+from ptx.shared_memory import PendingCopy, Rows, SharedMemory
 
 WARP = 32
 DONE = 1 << 40  # the pc of a lane that has left the kernel, or never was
@@ -46,6 +47,7 @@ class Placement:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     cta: Array  # [T] which CTA of the batch: a part of the shared memory
+    cta_number: Array  # [T] which CTA of the grid
     cta_id: Array  # [T, 3]
     thread: Array  # [T] in its CTA; threads past the block do not exist
 
@@ -69,6 +71,7 @@ class Lanes:
         self.all = np.arange(self.count)
         self.in_warp = (self.all % WARP).astype(np.uint32)
         self.cta = placement.cta
+        self.cta_number = placement.cta_number
         self.warp = placement.thread // WARP
         self.registers = [np.zeros(self.count, register.type.raw) for register in registers]
         never = {raw: np.full(self.count, ~raw.type(0)) for raw in {register.type.raw for register in registers}}
@@ -90,6 +93,10 @@ class Lanes:
     def active(self) -> Array:
         """The indices of the lanes that execute the instruction."""
         return self.all if self.mask is None else np.flatnonzero(self.mask)
+
+    def shared_rows(self, address: Array, active: Array, size_bytes: int) -> Rows:
+        """The access of the `active` lanes to their addresses in shared memory, checked."""
+        return self.shared.rows(address, active, self.cta[active], self.warp[active], size_bytes)
 
     def require_defined(self, undefined: Array | None, what: str) -> None:
         if undefined is None:

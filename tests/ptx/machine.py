@@ -11,10 +11,11 @@ import numpy as np
 
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import DONE, WARP, Lanes, Placement, Step
-from ptx.memory import GlobalMemory, SharedMemory
+from ptx.memory import GlobalMemory
 from ptx.operations import decode_kernel
 from ptx.parser import Kernel, parse
 from ptx.scalars import Array
+from ptx.shared_memory import SharedMemory
 
 ORDERS = ("lockstep", "forward", "reverse", "shuffled")
 # CTAs that run in lockstep: enough to make NumPy's overhead small, few enough for their shared memory.
@@ -60,6 +61,7 @@ class Program:
             raise ValueError(f"parameters: expected {expected}, got {len(parameters)}")
         launch = _Launch(self, _three(grid), _three(block), parameters, memory, dynamic_shared_bytes, max_steps)
         order = order or Order()
+        memory.begin_launch()
         with np.errstate(all="ignore"):
             launch.run_lockstep() if order.name == "lockstep" else launch.run_in_order(order)
 
@@ -116,6 +118,7 @@ class _Launch:
             grid=self.grid,
             block=self.block,
             cta=np.repeat(np.arange(len(ctas)), len(thread)),
+            cta_number=np.repeat(ctas, len(thread)),
             cta_id=np.repeat(each_id, len(thread), 0),
             thread=np.tile(thread, len(ctas)),
         )

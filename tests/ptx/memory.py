@@ -1,4 +1,4 @@
-"""Global memory as named buffers, shared memory a CTA; every access is checked for bounds, alignment and races."""
+"""Global memory as named buffers; every access is checked for bounds, alignment, and races between CTAs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,56 @@ from ptx.scalars import Array
 GLOBAL_BASE = 1 << 33  # past 32 bits: an address computed in 32 bits is out of bounds
 RED_ZONE_BYTES = 1 << 16
 BUFFER_ALIGN_BYTES = 256
-# Generic addresses of shared memory begin here.
-SHARED_WINDOW = 1 << 44
+
+READ, WRITE, ATOMIC = "reads", "writes", "changes atomically"
+# What another CTA must not have done to a byte before (or after: both are seen) a CTA does this.
+CONFLICTS = {READ: (WRITE, ATOMIC), WRITE: (READ, WRITE, ATOMIC), ATOMIC: (READ, WRITE)}
+_NOBODY, _MANY = 0, -1
+_PAGE_BITS = 12
+
+
+class Ledger:
+    """Which CTA (its number + 1) did what to each byte of a buffer in a launch; has room for touched pages only."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._slot_of_page = np.zeros((size_bytes >> _PAGE_BITS) + 1, np.int64)  # 0 is none
+        self._slots = 1
+        self._doers = {what: np.zeros(1 << _PAGE_BITS, np.int32) for what in (READ, WRITE, ATOMIC)}
+
+    def touch(self, what: str, place: Array, cta: Array, same_value: Array | None = None) -> tuple[Array, str] | None:
+        """Notes that `cta` [n] does `what` to the bytes `place` [n, bytes].
+
+        Nothing orders the CTAs of a launch. Where another one has done what conflicts, gives which of the [n, bytes]
+        and what that was; writing the `same_value` twice is no conflict.
+        """
+        slot = self._slots_of(place)
+        me = (cta + 1)[:, None].astype(np.int32)
+        for other in CONFLICTS[what]:
+            doer = self._doers[other][slot]
+            clash = (doer != _NOBODY) & (doer != me)
+            if what == other == WRITE and same_value is not None:
+                clash &= ~same_value
+            if clash.any():
+                return clash, other
+        doers = self._doers[what]
+        before = doers[slot]
+        doers[slot] = np.where((before == _NOBODY) | (before == me), me, _MANY)
+        # Of several CTAs in one instruction the last has won.
+        doers[slot[doers[slot] != me]] = _MANY
+        return None
+
+    def _slots_of(self, place: Array) -> Array:
+        page = place >> _PAGE_BITS
+        new = np.unique(page[self._slot_of_page[page] == 0])
+        if len(new):
+            self._slot_of_page[new] = np.arange(self._slots, self._slots + len(new))
+            self._slots += len(new)
+            for what, doers in self._doers.items():
+                if len(doers) < self._slots << _PAGE_BITS:
+                    grown = np.zeros(2 * self._slots << _PAGE_BITS, np.int32)
+                    grown[: len(doers)] = doers
+                    self._doers[what] = grown
+        return (self._slot_of_page[page] << _PAGE_BITS) | (place & ((1 << _PAGE_BITS) - 1))
 
 
 @dataclass
@@ -21,16 +69,7 @@ class Buffer:
     name: str
     base: int
     data: Array  # [bytes] uint8
-
-
-@dataclass
-class PendingCopy:
-    """A cp.async that nobody has waited for yet; one row a lane."""
-
-    lanes: Array  # [n] indices
-    address: Array  # [n] in shared memory
-    data: Array  # [n, bytes]
-    group: Array  # [n] number of the lane's group that it belongs to
+    ledger: Ledger
 
 
 class GlobalMemory:
@@ -46,26 +85,36 @@ class GlobalMemory:
         """The address given to `data`, a contiguous array; it is `misalign_bytes` past a multiple of 256."""
         flat = data.reshape(-1).view(np.uint8)
         base = self._next + misalign_bytes
-        self.buffers.append(Buffer(name, base, flat))
+        self.buffers.append(Buffer(name, base, flat, Ledger(flat.size)))
         self._next = -(-(base + flat.size + RED_ZONE_BYTES) // BUFFER_ALIGN_BYTES) * BUFFER_ALIGN_BYTES
         self._bases = np.array([buffer.base for buffer in self.buffers])
         self._ends = np.array([buffer.base + buffer.data.size for buffer in self.buffers])
         return base
 
-    def load(self, address: Array, lanes: Array, size_bytes: int, align: bool = True) -> Array:
+    def begin_launch(self) -> None:
+        """What an earlier launch did comes before what this one does."""
+        for buffer in self.buffers:
+            buffer.ledger = Ledger(buffer.data.size)
+
+    def load(
+        self, address: Array, lanes: Array, cta: Array, size_bytes: int, align: bool = True, what: str = READ
+    ) -> Array:
         """[n, size_bytes] uint8 for addresses [n]."""
         loaded = np.empty((len(address), size_bytes), np.uint8)
-        for buffer, chosen, offsets in self._locate(address, lanes, size_bytes, align):
-            loaded[chosen] = buffer.data[offsets]
+        for buffer, chosen, place in self._locate(address, lanes, size_bytes, align):
+            _refuse(buffer, buffer.ledger.touch(what, place, cta[chosen]), what, place, lanes[chosen])
+            loaded[chosen] = buffer.data[place]
         return loaded
 
-    def store(self, address: Array, lanes: Array, data: Array) -> None:
+    def store(self, address: Array, lanes: Array, cta: Array, data: Array, what: str = WRITE) -> None:
         check_one_writer(address, lanes, data, "global")
-        for buffer, chosen, offsets in self._locate(address, lanes, data.shape[1]):
-            buffer.data[offsets] = data[chosen]
+        for buffer, chosen, place in self._locate(address, lanes, data.shape[1], True):
+            same_value = buffer.data[place] == data[chosen]
+            _refuse(buffer, buffer.ledger.touch(what, place, cta[chosen], same_value), what, place, lanes[chosen])
+            buffer.data[place] = data[chosen]
 
     def _locate(
-        self, address: Array, lanes: Array, size_bytes: int, align: bool = True
+        self, address: Array, lanes: Array, size_bytes: int, align: bool
     ) -> list[tuple[Buffer, Array | slice, Array]]:
         """(buffer, which of the addresses, their bytes in it [n, size_bytes]); no address is left out."""
         address = address.astype(np.int64)
@@ -75,7 +124,7 @@ class GlobalMemory:
             bad = int(outside.argmax())
             raise LaneError(self._out_of_bounds(int(address[bad]), size_bytes), int(lanes[bad]))
         if align:
-            _check_alignment(address, lanes, size_bytes, "global")
+            check_alignment(address, lanes, size_bytes, "global")
         spread = np.arange(size_bytes)
         found: list[tuple[Buffer, Array | slice, Array]] = []
         for each in np.unique(number):
@@ -91,138 +140,17 @@ class GlobalMemory:
         return f"{text}, which is byte {address - near.base} of {near.name}, a buffer of {near.data.size} bytes"
 
 
-class SharedMemory:
-    """The shared memory of a batch of CTAs, side by side.
-
-    Bytes start out undefined. Between two barriers, no byte may be written by one warp and read or written by another;
-    only writing the same value twice is allowed, as copies of one computed value in several warps do. Each warp's
-    accesses are kept apart, so that the verdict does not depend on the order in which the warps run.
-    """
-
-    def __init__(self, ctas: int, warps: int, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self.stride_bytes = max(-(-size_bytes // 16), 1) * 16
-        total = ctas * self.stride_bytes
-        self.data = np.zeros(total, np.uint8)
-        self.undefined = np.full(total, 0xFF, np.uint8)
-        self.pending = np.zeros(total, bool)  # a cp.async is on its way here
-        self.written = np.zeros((warps, total), bool)
-        self.read = np.zeros((warps, total), bool)
-        self.atomic = np.zeros((warps, total), bool)
-
-    def barrier(self, cta: int) -> None:
-        """What was done before it comes before what is done after it."""
-        own = slice(cta * self.stride_bytes, (cta + 1) * self.stride_bytes)
-        self.written[:, own] = False
-        self.read[:, own] = False
-        self.atomic[:, own] = False
-
-    def load(
-        self, address: Array, lanes: Array, cta: Array, warp: Array, size_bytes: int
-    ) -> tuple[Array, Array | None]:
-        """[n, size_bytes] bytes for addresses [n], and which of their bits are undefined."""
-        row = self._rows(address, lanes, cta, size_bytes)
-        self._check_not_pending(row, address, lanes, size_bytes)
-        written = _rows_of(self.written, size_bytes)
-        theirs = written[:, row].any(0) & ~written[warp, row]
-        theirs |= _by_others(self.atomic, row, warp, size_bytes)
-        _raise_at(theirs, address, lanes, "a race: another warp writes, with no barrier between, what is read from")
-        _rows_of(self.read, size_bytes)[warp, row] = True
-        undefined = self.undefined.reshape(-1, size_bytes)[row]
-        return self.data.reshape(-1, size_bytes)[row], undefined if undefined.any() else None
-
-    def store(
-        self, address: Array, lanes: Array, cta: Array, warp: Array, data: Array, undefined: Array | None = None
-    ) -> None:
-        """Writes rows of bytes; `undefined` are the bits of `data` that nobody has computed."""
-        size_bytes = data.shape[1]
-        row = self._rows(address, lanes, cta, size_bytes)
-        self._check_not_pending(row, address, lanes, size_bytes)
-        check_one_writer(row, lanes, data, "shared")
-        self._claim(row, address, lanes, warp, data)
-        self.data.reshape(-1, size_bytes)[row] = data
-        self.undefined.reshape(-1, size_bytes)[row] = 0 if undefined is None else undefined
-
-    def begin_copy(self, address: Array, lanes: Array, cta: Array, warp: Array, size_bytes: int) -> None:
-        """A cp.async has been issued: from now on the bytes belong to it."""
-        row = self._rows(address, lanes, cta, size_bytes)
-        self._check_not_pending(row, address, lanes, size_bytes)
-        self._check_alone(row, address, lanes, warp, size_bytes)
-        theirs = _by_others(self.atomic, row, warp, size_bytes)
-        _raise_at(theirs, address, lanes, "a race: an atomic of another warp, with no barrier between, on")
-        self.pending.reshape(-1, size_bytes)[row] = True
-
-    def finish_copy(self, address: Array, lanes: Array, cta: Array, warp: Array, data: Array) -> None:
-        self.pending.reshape(-1, data.shape[1])[self._rows(address, lanes, cta, data.shape[1])] = False
-        self.store(address, lanes, cta, warp, data)
-
-    def begin_atomic(
-        self, address: Array, lanes: Array, cta: Array, warp: Array, size_bytes: int
-    ) -> tuple[Array, Array]:
-        """What is there, and which of its bits are undefined. Atomics of several warps are not a race."""
-        row = self._rows(address, lanes, cta, size_bytes)
-        self._check_not_pending(row, address, lanes, size_bytes)
-        self._check_alone(row, address, lanes, warp, size_bytes)
-        _rows_of(self.atomic, size_bytes)[warp, row] = True
-        return self.data.reshape(-1, size_bytes)[row], self.undefined.reshape(-1, size_bytes)[row]
-
-    def finish_atomic(self, address: Array, lanes: Array, cta: Array, data: Array) -> None:
-        row = self._rows(address, lanes, cta, data.shape[1])
-        self.data.reshape(-1, data.shape[1])[row] = data
-        self.undefined.reshape(-1, data.shape[1])[row] = 0
-
-    def _check_alone(self, row: Array, address: Array, lanes: Array, warp: Array, size_bytes: int) -> None:
-        theirs = _by_others(self.written, row, warp, size_bytes) | _by_others(self.read, row, warp, size_bytes)
-        _raise_at(theirs, address, lanes, "a race: another warp uses, with no barrier between, the same")
-
-    def _claim(self, row: Array, address: Array, lanes: Array, warp: Array, data: Array) -> None:
-        """Notes who writes; a fault where another warp has read, or has written another value."""
-        size_bytes = data.shape[1]
-        theirs = _by_others(self.read, row, warp, size_bytes) | _by_others(self.atomic, row, warp, size_bytes)
-        _raise_at(theirs, address, lanes, "a race: another warp reads, with no barrier between, what is written to")
-        differs = (self.data.reshape(-1, size_bytes)[row] != data) | (self.undefined.reshape(-1, size_bytes)[row] != 0)
-        theirs = _by_others(self.written, row, warp, size_bytes) & differs
-        _raise_at(theirs, address, lanes, "a race: another warp writes another value, with no barrier between, to")
-        _rows_of(self.written, size_bytes)[warp, row] = True
-
-    def _rows(self, address: Array, lanes: Array, cta: Array, size_bytes: int) -> Array:
-        """[n] which rows of `size_bytes` the addresses are."""
-        address = address.astype(np.int64)
-        outside = (address < 0) | (address + size_bytes > self.size_bytes)
-        if outside.any():
-            bad = int(outside.argmax())
-            raise LaneError(
-                f"shared access out of bounds: {size_bytes} bytes at {int(address[bad]):#x} of {self.size_bytes}",
-                int(lanes[bad]),
-            )
-        _check_alignment(address, lanes, size_bytes, "shared")
-        return (address + cta * self.stride_bytes) // size_bytes
-
-    def _check_not_pending(self, row: Array, address: Array, lanes: Array, size_bytes: int) -> None:
-        pending = self.pending.reshape(-1, size_bytes)[row]
-        _raise_at(pending, address, lanes, "a cp.async that nobody has waited for is on its way to")
-
-
-def _rows_of(flags: Array, size_bytes: int) -> Array:
-    """[warps, bytes] as [warps, rows, size_bytes]"""
-    return flags.reshape(flags.shape[0], -1, size_bytes)
-
-
-def _by_others(flags: Array, row: Array, warp: Array, size_bytes: int) -> Array:
-    """[n, size_bytes] whether a warp other than the lane's own has set the flag of a byte."""
-    rows = _rows_of(flags, size_bytes)
-    return rows[:, row].sum(0, dtype=np.int8) > rows[warp, row]
-
-
-def _raise_at(bad: Array, address: Array, lanes: Array, what: str) -> None:
-    """A fault at the first byte [n, bytes] that is bad."""
-    if bad.any():
+def _refuse(buffer: Buffer, clash: tuple[Array, str] | None, what: str, place: Array, lanes: Array) -> None:
+    if clash is not None:
+        bad, other = clash
         first = int(bad.any(1).argmax())
-        byte = int(address[first]) + int(bad[first].argmax())
-        raise LaneError(f"{what} shared memory at {byte:#x}", int(lanes[first]))
+        byte = int(place[first, bad[first].argmax()])
+        raise LaneError(
+            f"a race: another CTA {other} what this one {what}, byte {byte} of {buffer.name}", int(lanes[first])
+        )
 
 
-def _check_alignment(address: Array, lanes: Array, size_bytes: int, space: str) -> None:
+def check_alignment(address: Array, lanes: Array, size_bytes: int, space: str) -> None:
     crooked = address % address.dtype.type(size_bytes) != 0
     if crooked.any():
         bad = int(crooked.argmax())
@@ -230,7 +158,7 @@ def _check_alignment(address: Array, lanes: Array, size_bytes: int, space: str) 
 
 
 def check_one_writer(place: Array, lanes: Array, data: Array, space: str) -> None:
-    """Which of two lanes wins is not defined: they may store to one address only the same value."""
+    """Which of two lanes wins is not defined: they may store to one place only the same value."""
     order = np.argsort(place, kind="stable")
     same = place[order][1:] == place[order][:-1]
     if not same.any():
