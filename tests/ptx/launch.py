@@ -47,6 +47,8 @@ def compile_for(
     Pointers, and the arguments named in `aligned`, are taken to be multiples of 16, as Triton's launcher finds out
     from the values.
     """
+    if not isinstance(kernel, triton.JITFunction):  # with TRITON_INTERPRET=1, @triton.jit makes something else
+        raise TypeError(f"kernel: expected a function compiled by @triton.jit, got {type(kernel).__name__}")
     constexprs = dict(constexprs or {})
     names = [name for name in kernel.arg_names if name in signature]
     multiples = {name for name in names if signature[name].startswith("*") or name in aligned}
