@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from ptx_expected import (
     Array,
     DType,
+    dot_of_bytes,
     each,
     extract,
     fma,
+    fma_directed,
     insert,
     larger_or_nan,
     nearest,
@@ -55,6 +58,7 @@ def draw(dtype: DType, generator: np.random.Generator) -> Array:
     if dtype.kind == "f":
         limits = np.finfo(dtype)
         special = [0, -0.0, 1, -1, 0.5, 1.5, -2.5, np.inf, -np.inf, np.nan, limits.max, limits.tiny, limits.tiny / 8]
+        special += [sign * (1 + odd / 2**bits) for bits in (8, 11) for odd in (1, 3) for sign in (1, -1)]  # ties
         sizes = 10.0 ** generator.integers(-4, 5, LANES)
         values = np.concatenate([special, generator.standard_normal(LANES) * sizes])
         return generator.permutation(values[:LANES].astype(dtype))
@@ -114,6 +118,8 @@ INTEGER = [
     Case("bfind.u32 %d, %a;", U32, (U32,), each(lambda a: a.bit_length() - 1, U32)),
     Case("brev.b32 %d, %a;", U32, (U32,), each(lambda a: int(f"{a:032b}"[::-1], 2), U32)),
     Case("prmt.b32 %d, %a, %b, %c;", U32, (U32,) * 3, each(permute, U32)),
+    Case("dp4a.s32.s32 %d, %a, %b, %c;", S32, (S32,) * 3, each(partial(dot_of_bytes, signed=True), S32)),
+    Case("dp4a.u32.u32 %d, %a, %b, %c;", U32, (U32,) * 3, each(partial(dot_of_bytes, signed=False), U32)),
     Case("lop3.b32 %d, %a, %b, %c, 0x96;", U32, (U32,) * 3, lambda a, b, c: a ^ b ^ c),
     Case("lop3.b32 %d, %a, %b, %c, 0xD8;", U32, (U32,) * 3, lambda a, b, c: (a & ~c) | (b & c)),
 ]
@@ -124,6 +130,10 @@ FLOAT = [
     Case("mul.f64 %d, %a, %b;", F64, (F64, F64), np.multiply),
     Case("mul.ftz.f32 %d, %a, 0f3F000000;", F32, (F32,), lambda a: np.where(np.abs(a) < 2.0**-125, a * 0, a / 2)),
     Case("fma.rn.f32 %d, %a, %b, %c;", F32, (F32,) * 3, fma(torch.float32)),
+    *(Case(f"fma.{mode}.f32 %d, %a, %b, %c;", F32, (F32,) * 3, fma_directed(mode)) for mode in ("rz", "rm", "rp")),
+    Case("add.rm.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rm")(a, np.ones_like(a), b)),
+    Case("sub.rp.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rp")(a, np.ones_like(a), -b)),
+    Case("mul.rz.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rz")(a, b, np.copysign(0, a * b))),
     Case("add.sat.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0)),
     Case("neg.f32 %d, %a;", F32, (F32,), np.negative),
     Case("abs.f64 %d, %a;", F64, (F64,), np.abs),

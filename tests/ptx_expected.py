@@ -59,6 +59,12 @@ def permute(a: int, b: int, selector: int) -> int:
     return result
 
 
+def dot_of_bytes(a: int, b: int, c: int, signed: bool) -> int:
+    pairs = zip(*((value % 2**32).to_bytes(4, "little") for value in (a, b)))
+    sign = 128 if signed else 0
+    return c + sum(((x ^ sign) - sign) * ((y ^ sign) - sign) for x, y in pairs)
+
+
 def nearest(exact: Fraction, dtype: torch.dtype) -> float:
     """The value of `dtype` next to `exact`; of two as near, the even one."""
     bits = torch.int32 if dtype == torch.float32 else torch.int16
@@ -69,6 +75,28 @@ def nearest(exact: Fraction, dtype: torch.dtype) -> float:
     candidates = [candidate.view(dtype) for candidate in (raw, raw + 1, raw - 1)]
     finite = [candidate for candidate in candidates if candidate.isfinite()]
     return float(min(finite, key=lambda value: (abs(Fraction(float(value)) - exact), int(value.view(bits)) & 1)))
+
+
+def directed(exact: Fraction, mode: str) -> float:
+    """The float32 next to `exact` toward zero (rz), below (rm) or above (rp)."""
+    below = mode == "rm" or (mode == "rz" and exact > 0)
+    near = np.float32(nearest(exact, torch.float32))
+    steps = np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))
+    values = [Fraction(float(each)) if np.isfinite(each) else float(each) for each in steps]
+    fits = [each for each, value in zip(steps, values) if (value <= exact if below else value >= exact)]
+    return float(max(fits) if below else min(fits))
+
+
+def fma_directed(mode: str) -> Callable[..., Array]:
+    def rounded_once(a: float, b: float, c: float) -> float:
+        exact = Fraction(a) * Fraction(b) + Fraction(c) if all(map(math.isfinite, (a, b, c))) else Fraction(0)
+        if exact:
+            return directed(exact, mode)
+        total = float(np.float64(a) * np.float64(b) + np.float64(c))
+        negative = math.copysign(1, a) * math.copysign(1, b) < 0 or math.copysign(1, c) < 0
+        return -0.0 if total == 0 and mode == "rm" and negative else total
+
+    return each(rounded_once, F32)
 
 
 def fma(dtype: torch.dtype) -> Callable[..., Array]:

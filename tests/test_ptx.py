@@ -10,7 +10,7 @@ import pytest
 from ptx.handwritten import HEADER, WARP, entry, lanewise, run_body, run_lanewise
 from ptx.machine import ORDERS, Order, Program
 from ptx.memory import GlobalMemory
-from ptx_cases import CASES, U32, Array, Case, draw
+from ptx_cases import BF16, CASES, U32, Array, Case, draw
 
 LANE = np.arange(WARP)
 
@@ -30,6 +30,17 @@ def test_instruction(case: Case) -> None:
             np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
             got, expected = (np.where(np.isnan(each), 0, each).astype(case.result) for each in (got, expected))
         np.testing.assert_array_equal(got.view(f"u{got.itemsize}"), expected.view(f"u{got.itemsize}"))
+
+
+@pytest.mark.parametrize("text", ["fma.rn.f32 %d, %a, %b, %c;", BF16.format("fma.rn.bf16 %x, %x, %y, %z;")])
+def test_fma_is_rounded_once(text: str) -> None:
+    """The product is a tie; what decides it is 2^-100, beyond the bits of float64."""
+    a, b = (24929, 673 / 2**24) if text.startswith("fma") else (7, 37 / 256)
+    c = np.array([2.0**-100, -(2.0**-100), 0], np.float32)
+    got = run_lanewise(text, c.dtype, [np.full(3, a, c.dtype), np.full(3, b, c.dtype), c])
+    step = 2.0**-23 if text.startswith("fma") else 2.0**-7
+    below = a * b - step / 2
+    assert got.tolist() == [below + step, below, below if text.startswith("fma") else below + step]
 
 
 def test_ptxas_takes_the_cases(tmp_path: Path) -> None:
@@ -125,6 +136,32 @@ def test_loops_of_different_lengths() -> None:
     DONE:"""
     value = np.random.default_rng(0).integers(0, 9, 96).astype(U32)
     np.testing.assert_array_equal(warp_result(body, value, threads=96), value * (value + 1) // 2)
+
+
+def test_lanes_wait_at_an_earlier_place_for_the_rest_of_their_warp() -> None:
+    body = """bra START;
+    TOGETHER:
+        redux.sync.add.u32 %r1, %r0, -1;
+        activemask.b32 %r2;
+        shr.u32 %r2, %r2, 31;
+        add.u32 %r1, %r1, %r2;
+        bra DONE;
+    START:
+        setp.lt.u32 %p0, %r0, 16;
+        @%p0 bra TOGETHER;
+        add.u32 %r0, %r0, 100;
+        bra TOGETHER;
+    DONE:"""
+    assert set(warp_result(body, LANE.astype(U32))) == {sum(range(32)) + 1600 + 1}
+
+
+def test_diverged_lanes_come_together_where_their_ways_meet() -> None:
+    body = """setp.lt.u32 %p0, %r0, 16;
+        @%p0 bra LOW;
+        add.u32 %r0, %r0, 1;
+    LOW:
+        activemask.b32 %r1;"""
+    assert set(warp_result(body, LANE.astype(U32))) == {2**32 - 1}
 
 
 REVERSE = """.shared .align 4 .b8 stage[512];

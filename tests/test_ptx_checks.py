@@ -41,6 +41,8 @@ def fails(body: str, message: str, threads: int = WARP, order: Order | None = No
         ("mov.u32 %r1, 0; div.u32 %r2, %i, %r1;", "division by zero"),
         ("setp.lt.u32 %p0, %i, 9; @%p0 shfl.sync.bfly.b32 %r2, %i, 1, 31, -1;", "lanes that do not take part"),
         ("redux.sync.add.u32 %r1, %i, 0xff;", "not in its own member mask"),
+        (".local .b8 own[8]; mov.u64 %w2, own; ld.local.b32 %r1, [%w2+8];", "local access out of bounds: 4 bytes at"),
+        (f".local .b8 own[8]; mov.u64 %w2, own; ld.local.b8 %r1, [%w2]; {TO_OUT} st.global.b32 [%w1], %r1;", "never w"),
         ("trap;", "the kernel gave up"),
     ],
 )  # fmt: skip
@@ -69,11 +71,11 @@ def test_the_report_names_instruction_and_lane() -> None:
         ("bra NOWHERE;", "a branch to an unknown label"),
         ("cvt.f16.f32 %h1, %r2;", "unknown rounding .None"),
         ("cvt.rn.f32.f16 %r1, %h2;", "unknown rounding .rn"),
-        ("bar.red.popc.u32 %r1, 0, %p1;", "expected a modifier among sync"),
+        ("bar.arrive 0, 64;", "expected a modifier among sync, red"),
         ("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%r1, %r2}, {%r1, %r2, %r3, %r4}, {%r5, %r6}, {%r1, %r2};",
          "a combination of shape and types"),
         ("ldmatrix.sync.aligned.m8n8.x3.shared.b16 {%r1, %r2, %r3}, [%r4];", "expected a modifier among x1, x2, x4"),
-        (".local .b8 depot[16];", "unknown directive"),
+        (".const .b8 table[16];", "unknown directive"),
         ("mul.lo.f32 %r1, %r2, %r3;", "unknown modifier .lo"),
         ("fma.rn.f64 %w1, %w2, %w3, %w4;", "unknown type .f64"),
         ("setp.lo.s32 %p1, %r1, %r2;", ".lo of .s32"),
@@ -167,6 +169,7 @@ def test_copies_are_seen_by_others_after_a_barrier_only(name: str) -> None:
             "red.global.add.u32 [%w1], %r2; ld.global.b32 %r3, [%w1];",
             "a race: another CTA (reads|changes atomically) what",
         ),
+        ("ld.global.b32 %r3, [%w1]; setp.eq.u32 %p0, %r2, 3; @%p0 st.global.b32 [%w1], 5;", "a race: another CTA"),
         ("st.global.b32 [%w1], 5;", None),
         ("red.global.add.u32 [%w1], %r2;", None),
         ("ld.global.b32 %r3, [%w1];", None),
@@ -185,10 +188,11 @@ def test_ctas_that_touch_the_same_memory(body: str, message: str | None, name: s
         run_body(start + body, {"out": out}, ctas=3, order=Order(name))
 
 
-def test_copies_of_one_value_are_no_race() -> None:
+@pytest.mark.parametrize("name", ORDERS)
+def test_copies_of_one_value_are_no_race(name: str) -> None:
     """Triton lets several warps store what each of them has computed alike."""
     body = f"{SHARED} and.b32 %r2, %i, 31; mad.lo.u32 %r3, %r2, 4, %r0; st.shared.b32 [%r3], %r2;"
-    run_body(f"{body} ld.shared.b32 %r4, [%r3];", {"out": np.zeros(64, U32)}, threads=64)
+    run_body(f"{body} ld.shared.b32 %r4, [%r3];", {"out": np.zeros(64, U32)}, threads=64, order=Order(name))
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -199,7 +203,7 @@ def test_copies_of_one_value_are_no_race() -> None:
         ("setp.lt.u32 %p0, %i, 32; @%p0 bra A; bar.sync 0; ret; A: bar.sync 1;", "deadlock: 32 .*; 32 threads"),
         ("setp.lt.u32 %p0, %i, 40; @%p0 bra A; bar.sync 0; ret; A: bar.sync 0;", "deadlock: lanes of one warp"),
         ("setp.lt.u32 %p0, %i, 8; @%p0 bra A; bar.warp.sync 0xff; ret; A: bar.warp.sync -1;", "deadlock: lanes of"),
-        ("setp.lt.u32 %p0, %i, 8; @%p0 bar.sync 0;", "bar.sync in a warp whose lanes do not all take part"),
+        ("setp.lt.u32 %p0, %i, 8; @%p0 bar.sync 0;", "a barrier in a warp whose lanes do not all take part"),
         ("AGAIN: bra AGAIN;", "not done after 1000 steps"),
     ],
 )  # fmt: skip

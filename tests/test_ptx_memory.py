@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ptx.handwritten import HEADER, WARP, run_body
-from ptx.machine import Program
+from ptx.machine import ORDERS, Order, Program
 from ptx.memory import GlobalMemory
 from ptx.scalars import TYPES, decode, encode
 from ptx_cases import S32, U8, U16, U32, Array
@@ -62,6 +62,32 @@ def test_generic_addresses_and_cache_policy() -> None:
     ld.b32 %r1, [%w1]; add.u32 %r1, %r1, 1; st.b32 [%w1], %r1;"""
     run_body(body, {"out": out})
     np.testing.assert_array_equal(out, LANE + 1)
+
+
+def test_local_arrays_are_a_lane_s_own() -> None:
+    """With a computed index, through local and through generic addresses."""
+    out = np.zeros(WARP, U32)
+    body = f""".local .align 8 .b8 own[64];
+    mov.u64 %w0, own; cvta.local.u64 %w2, %w0; and.b32 %r0, %i, 15; mad.wide.u32 %w3, %r0, 4, %w2;
+    st.b32 [%w3], %i; add.u64 %w4, %w0, 0; mad.wide.u32 %w4, %r0, 4, %w4; ld.local.b32 %r1, [%w4];
+    {pointer("out", "%w1", 4)} st.global.b32 [%w1], %r1;"""
+    run_body(body, {"out": out})
+    np.testing.assert_array_equal(out, LANE)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize(("limit", "count", "every", "some"), [(0, 0, 0, 0), (70, 70, 0, 1), (128, 128, 1, 1)])
+def test_barriers_that_count_votes(limit: int, count: int, every: int, some: int, name: str) -> None:
+    """CTAs come to the votes after different numbers of rounds; the last vote is the opposite one."""
+    out = np.zeros((3, 128, 4), U32)
+    body = f"""setp.lt.u32 %p0, %i, {limit}; mov.u32 %r8, %ctaid.x; mov.u32 %r9, 0;
+    AGAIN: setp.eq.u32 %p3, %r9, %r8; @%p3 bra VOTE; bar.red.popc.u32 %r0, 0, %p0; add.u32 %r9, %r9, 1; bra AGAIN;
+    VOTE: bar.red.popc.u32 %r0, 0, %p0; bar.red.and.pred %p1, 0, %p0; barrier.cta.red.or.aligned.pred %p2, 0, %p0;
+    not.pred %p0, %p0; bar.red.popc.u32 %r3, 0, %p0;
+    selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 1, 0, %p2; mad.lo.u32 %r4, %r8, 128, %i;
+    ld.param.u64 %w1, [out]; mad.wide.u32 %w1, %r4, 16, %w1; st.global.v4.b32 [%w1], {{%r0, %r1, %r2, %r3}};"""
+    run_body(body, {"out": out}, threads=128, ctas=3, order=Order(name))
+    assert np.unique(out.reshape(-1, 4), axis=0).tolist() == [[count, every, some, 128 - count]]
 
 
 def test_parameters_of_bytes() -> None:

@@ -160,7 +160,10 @@ def test_a_missing_mask_is_found() -> None:
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize(
     ("instruction", "message"),
-    [("bar.sync", "a race: another warp|nobody has waited for|never written"), ("cp.async.wait_group", "nobody has waited for")],
+    [
+        ("bar.sync", "a race: another warp|nobody has waited for|never written"),
+        ("cp.async.wait_group", "nobody has waited for"),
+    ],
 )
 def test_barriers_and_waits_taken_out_of_the_matmul_are_found(instruction: str, message: str, name: str) -> None:
     """Each alone, all but those that Triton emits beside another one that does the same; and all together."""

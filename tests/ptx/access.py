@@ -9,6 +9,7 @@ import numpy as np
 from ptx.decode import Builder, Decoder, Execute, Modifiers
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
+from ptx.local_memory import LOCAL_WINDOW
 from ptx.operands import Address, Symbol
 from ptx.parser import Instruction
 from ptx.scalars import Array
@@ -29,7 +30,7 @@ def take_hints(modifiers: Modifiers) -> int:
 
 
 def take_space(modifiers: Modifiers) -> str:
-    space = modifiers.take("global", "shared", "shared::cta")
+    space = modifiers.take("global", "shared", "shared::cta", "local")
     return "generic" if space is None else space.partition("::")[0]
 
 
@@ -39,12 +40,18 @@ def _vector_length(modifiers: Modifiers) -> int:
 
 def resolve(lanes: Lanes, space: str, address: Array, active: Array) -> tuple[str, Array]:
     """The state space of generic addresses, and the addresses in it."""
-    if space != "generic":
+    if space != "generic" or not len(address):
         return space, address
-    in_shared = address >= SHARED_WINDOW
-    if in_shared.any() and not in_shared.all():
-        raise LaneError("generic addresses of global and of shared memory in one instruction", int(active[0]))
-    return ("shared", address - np.uint64(SHARED_WINDOW)) if in_shared.any() else ("global", address)
+    first = int(address[0])
+    space, window, end = "global", 0, SHARED_WINDOW
+    if first >= LOCAL_WINDOW:
+        space, window, end = "local", LOCAL_WINDOW, 1 << 64
+    elif first >= SHARED_WINDOW:
+        space, window, end = "shared", SHARED_WINDOW, LOCAL_WINDOW
+    offset = address - np.uint64(window)
+    if (offset >= np.uint64(end - window)).any():
+        raise LaneError("generic addresses of several state spaces in one instruction", int(active[0]))
+    return space, offset
 
 
 def load(lanes: Lanes, space: str, address: Array, active: Array, size_bytes: int) -> tuple[Array, Array | None]:
@@ -52,6 +59,8 @@ def load(lanes: Lanes, space: str, address: Array, active: Array, size_bytes: in
     space, address = resolve(lanes, space, address, active)
     if space == "shared":
         return lanes.shared.load(lanes.shared_rows(address, active, size_bytes))
+    if space == "local":
+        return lanes.local.load(address, active, size_bytes)
     return lanes.memory.load(address, active, lanes.cta_number[active], size_bytes), None
 
 
@@ -59,6 +68,9 @@ def store(lanes: Lanes, space: str, address: Array, active: Array, data: Array, 
     space, address = resolve(lanes, space, address, active)
     if space == "shared":
         lanes.shared.store(lanes.shared_rows(address, active, data.shape[1]), data, undefined)
+        return
+    if space == "local":
+        lanes.local.store(address, active, data, undefined)
         return
     if undefined is not None and undefined.any():
         bad = int(active[undefined.any(1).argmax()])

@@ -9,7 +9,7 @@ import numpy as np
 
 from ptx.access import ORDERINGS, SCOPES, resolve, take_space
 from ptx.decode import Builder, Decoder, Execute, Modifiers
-from ptx.errors import PtxError
+from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
 from ptx.memory import ATOMIC
 from ptx.parser import Instruction
@@ -101,6 +101,8 @@ def _change(
         before = data.view(scalar.raw).reshape(-1)
         lanes.shared.finish_atomic(rows, _bytes(combine(before)))
         return before, undefined.view(scalar.raw).reshape(-1)
+    if space == "local":
+        raise LaneError("an atomic on local memory", int(chosen[0]))
     cta = lanes.cta_number[chosen]
     before = lanes.memory.load(place, chosen, cta, scalar.bytes, what=ATOMIC).view(scalar.raw).reshape(-1)
     lanes.memory.store(place, chosen, cta, _bytes(combine(before)), what=ATOMIC)

@@ -8,6 +8,7 @@ from ptx.decode import Builder, Converging, Decoder, Execute, Modifiers
 from ptx.elementwise import elementwise, moved_by, plain
 from ptx.errors import LaneError, PtxError
 from ptx.lanes import Lanes
+from ptx.local_memory import LOCAL_WINDOW
 from ptx.operands import Symbol, Vector
 from ptx.parser import Instruction
 from ptx.scalars import TYPES, Array, ScalarType
@@ -77,14 +78,17 @@ def _unpack(decoder: Decoder, scalar: ScalarType, instruction: Instruction) -> E
     return execute
 
 
+_WINDOWS = {"global": 0, "shared": SHARED_WINDOW, "local": LOCAL_WINDOW}
+
+
 def build_convert_address(instruction: Instruction, decoder: Decoder) -> Execute:
-    """cvta: generic addresses of global memory are the addresses themselves, of shared memory in a window."""
+    """cvta: generic addresses of global memory are the addresses themselves, the others in windows."""
     modifiers = Modifiers(instruction)
     to_space = modifiers.flag("to")
-    space = modifiers.require("global", "shared")
+    space = modifiers.require(*_WINDOWS)
     scalar = modifiers.type("u64")
     modifiers.finish()
-    window = np.uint64(SHARED_WINDOW if space == "shared" else 0)
+    window = np.uint64(_WINDOWS[space])
     destination, source = decoder.operands(instruction, 2)
     return elementwise(
         (lambda a: a - window) if to_space else (lambda a: a + window),
@@ -125,7 +129,7 @@ def build_trap(instruction: Instruction, decoder: Decoder) -> Execute:
 
 
 def build_barrier(instruction: Instruction, decoder: Decoder) -> Converging:
-    """bar.sync, barrier.sync of all threads of the CTA; bar.warp.sync"""
+    """bar.sync, barrier.sync, bar.red of all threads of the CTA; bar.warp.sync"""
     modifiers = Modifiers(instruction)
     if instruction.opcode == "bar" and modifiers.flag("warp"):
         modifiers.require("sync")
@@ -134,7 +138,8 @@ def build_barrier(instruction: Instruction, decoder: Decoder) -> Converging:
         # Lanes of a warp see each other's writes in program order here, so that coming together is all there is.
         return Converging(lambda lanes: None, decoder.source(members, TYPES["b32"]))
     modifiers.flag("cta")
-    modifiers.require("sync")
+    if modifiers.require("sync", "red") == "red":
+        return _build_voting_barrier(instruction, decoder, modifiers)
     modifiers.flag("aligned")
     modifiers.finish()
     number, *count = decoder.operands(instruction, 1, 2)
@@ -145,6 +150,31 @@ def build_barrier(instruction: Instruction, decoder: Decoder) -> Converging:
         if threads is not None and threads != int(np.prod(lanes.placement.block)):
             raise LaneError("a barrier for a part of the CTA, which this interpreter does not know", 0)
         return lanes.wait(barrier)
+
+    return Converging(execute, decoder.whole_warp())
+
+
+def _build_voting_barrier(instruction: Instruction, decoder: Decoder, modifiers: Modifiers) -> Converging:
+    """bar.red: how many threads of the CTA say yes, or whether all or any of them do"""
+    mode = modifiers.require("popc", "and", "or")
+    modifiers.flag("aligned")
+    result = modifiers.type("u32") if mode == "popc" else modifiers.type("pred")
+    modifiers.finish()
+    destination, number, vote = decoder.operands(instruction, 3)
+    barrier = decoder.constant(number)
+    target, source = decoder.destination(destination, result), decoder.source(vote, TYPES["pred"])
+
+    def execute(lanes: Lanes) -> int:
+        yes, undefined = source.read(lanes)
+        lanes.require_defined(undefined, "the vote")
+        everyone, selected = lanes.counted.copy(), lanes.mask
+        if everyone.any():
+            lanes.mask = everyone if selected is None else everyone & selected
+            threads = int(np.prod(lanes.placement.block))
+            counts = {"popc": lanes.votes.astype(np.uint32), "and": lanes.votes == threads, "or": lanes.votes > 0}
+            target.write(lanes, counts[mode])
+            lanes.mask = selected
+        return lanes.wait(barrier, np.broadcast_to(yes, lanes.count))
 
     return Converging(execute, decoder.whole_warp())
 

@@ -237,8 +237,9 @@ class Decoder:
             if not -(1 << (scalar.bits - 1)) <= operand.value < 1 << scalar.bits:
                 raise PtxError(f"{operand.value} does not fit .{scalar.name}")
             return np.array([bits], scalar.raw).view(scalar.dtype)
-        if isinstance(operand, Symbol) and operand.name in self.kernel.shared and scalar.bits >= 32:
-            return np.array([self.kernel.shared[operand.name]], scalar.raw).view(scalar.dtype)
+        variables = self.kernel.shared | self.kernel.local
+        if isinstance(operand, Symbol) and operand.name in variables and scalar.bits >= 32:
+            return np.array([variables[operand.name]], scalar.raw).view(scalar.dtype)
         raise PtxError(f"unknown operand form {operand} for .{scalar.name}")
 
     def constant(self, operand: Operand) -> int:

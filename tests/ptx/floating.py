@@ -10,7 +10,7 @@ from ptx.decode import Builder, Decoder, Execute, Modifiers
 from ptx.elementwise import Compute, plain, same_bits
 from ptx.errors import PtxError
 from ptx.parser import Instruction
-from ptx.scalars import Array, ScalarType, decode, encode, flush_subnormals, fma
+from ptx.scalars import Array, ScalarType, decode, encode, flush_subnormals, fma, fma_directed
 
 FLOATS = ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
 
@@ -60,9 +60,32 @@ def _build(instruction: Instruction, decoder: Decoder, modifiers: Modifiers, com
     return plain(decoder, operands, scalar, on_bits(compute, scalar, flush, saturate, relu))
 
 
+def _build_directed(instruction: Instruction, decoder: Decoder, modifiers: Modifiers, mode: str) -> Execute:
+    """add, sub, mul, fma with a rounding other than to the nearest"""
+    scalar = modifiers.type("f32")
+    modifiers.finish()
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    def compute(*raw: Array) -> Array:
+        a, b, *c = (decode(each.view(scalar.raw), scalar) for each in raw)
+        if instruction.opcode in ("add", "sub"):
+            return fma_directed(a, one, b if instruction.opcode == "add" else -b, mode)
+        # The product alone keeps its sign when it is zero.
+        sign_of_product = np.where(np.signbit(a) ^ np.signbit(b), -zero, zero)
+        return fma_directed(a, b, c[0] if c else sign_of_product, mode)
+
+    operands = decoder.operands(instruction, 4 if instruction.opcode == "fma" else 3)
+    return plain(decoder, operands, scalar, compute)
+
+
+_DIRECTED = ("rz", "rm", "rp")
+
+
 def build_add(instruction: Instruction, decoder: Decoder) -> Execute:
     """add, sub, mul"""
     modifiers = Modifiers(instruction)
+    if mode := modifiers.take(*_DIRECTED):
+        return _build_directed(instruction, decoder, modifiers, mode)
     modifiers.take("rn")  # the default
     compute = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[instruction.opcode]
     return _build(instruction, decoder, modifiers, compute, 2)
@@ -71,6 +94,8 @@ def build_add(instruction: Instruction, decoder: Decoder) -> Execute:
 def build_fma(instruction: Instruction, decoder: Decoder) -> Execute:
     """fma, and mad, which is the same for floats"""
     modifiers = Modifiers(instruction)
+    if instruction.opcode == "fma" and (mode := modifiers.take(*_DIRECTED)):
+        return _build_directed(instruction, decoder, modifiers, mode)
     modifiers.require("rn")
     scalar = Modifiers(instruction).type("f32", "f16", "bf16", "f16x2", "bf16x2")
     return _build(instruction, decoder, modifiers, lambda a, b, c: fma(a, b, c, scalar), 3)

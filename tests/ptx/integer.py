@@ -237,6 +237,22 @@ def build_lop3(instruction: Instruction, decoder: Decoder) -> Execute:
     return plain(decoder, operands, scalar, compute, same_bits)
 
 
+def build_dot_product(instruction: Instruction, decoder: Decoder) -> Execute:
+    """dp4a: four products of bytes, added to the third source"""
+    modifiers = Modifiers(instruction)
+    a_type, b_type = modifiers.type("u32", "s32"), modifiers.type("u32", "s32")
+    modifiers.finish()
+    result = TYPES["u32"] if a_type == b_type == TYPES["u32"] else TYPES["s32"]
+
+    def compute(a: Array, b: Array, c: Array) -> Array:
+        bytes_of = (x.reshape(-1, 1).view(f"{x.dtype.kind}1").astype(np.int64) for x in (a, b))
+        return (np.multiply(*bytes_of).sum(1) + c).astype(result.dtype)
+
+    destination, a, b, c = decoder.operands(instruction, 4)
+    sources = [decoder.source(a, a_type), decoder.source(b, b_type), decoder.source(c, result)]
+    return elementwise(compute, decoder.destination(destination, result), result, sources)
+
+
 def build_logic(instruction: Instruction, decoder: Decoder) -> Execute:
     """and, or, xor, not"""
     modifiers = Modifiers(instruction)
@@ -279,5 +295,6 @@ OPERATIONS: dict[str, Builder] = {
     "bfind": build_find,
     "brev": build_reverse,
     "prmt": build_permute,
+    "dp4a": build_dot_product,
     "lop3": build_lop3,
 }

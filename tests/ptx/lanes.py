@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ptx.errors import LaneError, PtxError
+from ptx.local_memory import LocalMemory
 from ptx.memory import GlobalMemory
 from ptx.operands import Register
 from ptx.parser import Instruction
@@ -62,11 +63,13 @@ class Lanes:
         parameters: Array,  # [bytes] uint8
         memory: GlobalMemory,
         shared: SharedMemory,
+        local_bytes: int,
     ) -> None:
         self.placement = placement
         self.parameters = parameters
         self.memory = memory
         self.shared = shared
+        self.local = LocalMemory(len(placement.thread), local_bytes)
         self.count = len(placement.thread)
         self.all = np.arange(self.count)
         self.in_warp = (self.all % WARP).astype(np.uint32)
@@ -83,6 +86,12 @@ class Lanes:
         self.pc = np.where(exists, 0, DONE)
         self.waiting = np.zeros(self.count, bool)
         self.barrier = np.zeros(self.count, np.int64)
+        self.waits_at = np.zeros(self.count, np.int64)  # pc of the barrier
+        # bar.red: a lane waits with a vote, and runs the instruction once more when `votes` has been counted for it.
+        self.votes_yes = np.zeros(self.count, bool)
+        self.voting = np.zeros(self.count, bool)
+        self.counted = np.zeros(self.count, bool)
+        self.votes = np.zeros(self.count, np.int64)
         self.current = 0
         self.steps_done = 0
         self.selected: Array | None = None  # lanes at `current`; None is all
@@ -202,13 +211,22 @@ class Lanes:
         self.pc[self.active()] = DONE
         return RESELECT
 
-    def wait(self, barrier: int) -> int:
+    def wait(self, barrier: int, votes_yes: Array | None = None) -> int:
+        """The masked lanes wait for the rest of their CTA; those that vote come to the same instruction again."""
+        active = self.active()
         if self.mask is not self.selected:
-            lanes = self.all if self.selected is None else np.flatnonzero(self.selected)
-            raise LaneError("bar.sync in a warp whose lanes do not all take part", int(lanes[0]))
+            raise LaneError("a barrier in a warp whose lanes do not all take part", int(active[0]))
         self._leave(self.current + 1)
-        self.waiting[self.active()] = True
-        self.barrier[self.active()] = barrier
+        if votes_yes is not None:
+            counted = self.counted[active]
+            self.counted[active] = False
+            active = active[~counted]
+            self.pc[active] = self.current
+            self.voting[active] = True
+            self.votes_yes[active] = votes_yes[active]
+        self.waiting[active] = True
+        self.barrier[active] = barrier
+        self.waits_at[active] = self.current
         return RESELECT
 
     def _leave(self, place: int) -> None:

@@ -122,7 +122,8 @@ class _Launch:
             cta_id=np.repeat(each_id, len(thread), 0),
             thread=np.tile(thread, len(ctas)),
         )
-        return Lanes(self.program.kernel.registers, placement, self.parameters, self.memory, shared)
+        kernel = self.program.kernel
+        return Lanes(kernel.registers, placement, self.parameters, self.memory, shared, kernel.local_bytes)
 
     def _run_ctas(
         self,
@@ -161,8 +162,13 @@ class _Launch:
         numbers = {int(number) for mine, group in zip(exists, groups) for number in np.unique(group.barrier[mine])}
         if len(numbers) != 1:
             return False
+        votes = sum(int(np.count_nonzero(group.votes_yes[mine])) for mine, group in zip(exists, groups))
         for mine, group in zip(own, groups):
             group.waiting[mine] = False
+            group.votes[mine] = votes
+            group.counted |= mine & group.voting
+            group.voting[mine] = False
+            group.votes_yes[mine] = False
         shared.barrier(cta)
         return True
 
@@ -173,12 +179,12 @@ class _Launch:
         gone = 0
         for group in groups:
             own = group.cta == stuck
-            places.update(int(place) for place in group.pc[group.waiting & own])
+            places.update(int(place) for place in group.waits_at[group.waiting & own])
             exists = group.placement.thread < np.prod(self.block)
             gone += int(np.count_nonzero((group.pc == DONE) & own & exists))
         texts = []
         for place, count in places.items():
-            instruction = self.program.steps[place - 1].instruction  # the one before where they will go on
+            instruction = self.program.steps[place].instruction
             texts.append(f"{count} threads of a CTA wait at line {instruction.line}: {instruction.text}")
         return "; ".join([*texts, f"{gone} have left the kernel"])
 

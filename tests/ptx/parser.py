@@ -36,6 +36,8 @@ class Kernel:
     registers: list[Register] = field(default_factory=list)
     shared: dict[str, int] = field(default_factory=dict)  # name -> offset in bytes
     shared_bytes: int = 0  # without the dynamic part
+    local: dict[str, int] = field(default_factory=dict)
+    local_bytes: int = 0  # a lane
     labels: dict[str, int] = field(default_factory=dict)  # name -> index of an instruction
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -44,7 +46,9 @@ _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?([^{;]*)\{", re.S)
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.([a-z]+\d+)\s*(?:\.ptr\b[\s.\w]*?)?\s([\w$]+)\s*(?:\[(\d+)\])?", re.S
 )
-_SHARED = re.compile(r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.([a-z]+\d+)\s+([\w$]+)\s*(?:\[(\d*)\])?$")
+_VARIABLE = re.compile(
+    r"(\.extern\s+)?\.(?:shared|local)\s+(?:\.align\s+(\d+)\s+)?\.([a-z]+\d+)\s+([\w$]+)\s*(?:\[(\d*)\])?$"
+)
 _REGISTERS = re.compile(r"\.reg\s+\.([a-z0-9]+)\s+(.*)$", re.S)
 _LABEL = re.compile(r"\s*([\w$]+)\s*:(?!:)")
 # Directives without a meaning at run time: source lines, hints to the optimiser.
@@ -149,6 +153,8 @@ class _BodyParser:
             self._declare_registers(statement)
         elif re.match(r"(\.extern\s+)?\.shared\b", statement):
             self.declare_shared(statement)
+        elif statement.startswith(".local"):
+            self.kernel.local_bytes = self._declare(statement, self.kernel.local, self.kernel.local_bytes)
         elif statement.startswith(".pragma"):
             return  # hints to the optimiser
         elif statement.startswith("."):
@@ -172,16 +178,20 @@ class _BodyParser:
                 self.scopes[-1][each] = register
 
     def declare_shared(self, statement: str) -> None:
-        match = _SHARED.match(" ".join(statement.split()))
+        self.kernel.shared_bytes = self._declare(statement, self.kernel.shared, self.kernel.shared_bytes)
+
+    def _declare(self, statement: str, variables: dict[str, int], used_bytes: int) -> int:
+        """Places a variable behind the others; gives where it ends. One of dynamic size is placed by `finish`."""
+        match = _VARIABLE.match(" ".join(statement.split()))
         if match is None or match[3] not in TYPES:
-            raise PtxError(f"unknown declaration of shared memory {statement!r}")
+            raise PtxError(f"unknown declaration of a variable {statement!r}")
         align_bytes = int(match[2] or TYPES[match[3]].bytes)
         if match[1] and not match[5]:
             self.dynamic.append((match[4], align_bytes))
-            return
-        offset_bytes = -(-self.kernel.shared_bytes // align_bytes) * align_bytes
-        self.kernel.shared[match[4]] = offset_bytes
-        self.kernel.shared_bytes = offset_bytes + TYPES[match[3]].bytes * int(match[5] or 1)
+            return used_bytes
+        offset_bytes = -(-used_bytes // align_bytes) * align_bytes
+        variables[match[4]] = offset_bytes
+        return offset_bytes + TYPES[match[3]].bytes * int(match[5] or 1)
 
     def _parse_instruction(self, statement: str, line: int) -> Instruction:
         guard: Register | Negated | None = None

@@ -137,6 +137,15 @@ def fma(a: Array, b: Array, c: Array, scalar: ScalarType) -> Array:
     return _fma_odd(product, c.astype(np.float64), total)
 
 
+def fma_directed(a: Array, b: Array, c: Array, mode: str) -> Array:
+    """The bits of a * b + c of float32 values, rounded in the direction `mode`."""
+    product, c = a.astype(np.float64) * b, c.astype(np.float64)
+    total = _fma_odd(product, c, product + c)
+    if mode == "rm":  # then x - x is -0
+        total = np.where((total == 0) & (np.signbit(product) | np.signbit(c)), -0.0, total)
+    return round_directed(total, TYPES["f32"], mode)
+
+
 def _fma_odd(product: Array, c: Array, total: Array) -> Array:
     """product + c, rounded to odd: `total` is the rounded sum, the lost part is computed without an error (2Sum)."""
     back = total - product

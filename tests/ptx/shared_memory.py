@@ -84,7 +84,7 @@ class SharedMemory:
     def load(self, rows: Rows) -> tuple[Array, Array | None]:
         """[n, size_bytes] bytes, and which of their bits are undefined."""
         self._check(READ, rows)
-        self._note(READ, rows)
+        self._note_read(rows)
         undefined = rows.of(self.undefined)[rows.index]
         return rows.of(self.data)[rows.index], undefined if undefined.any() else None
 
@@ -140,6 +140,13 @@ class SharedMemory:
             if what == WRITE and other == WRITE and same_value is not None:
                 theirs &= ~same_value
             rows.refuse(theirs, f"a race: another warp {other} what this one {what}, with no barrier between:")
+
+    def _note_read(self, rows: Rows) -> None:
+        """All but what the warp has written itself: of that, others may write only the same value again."""
+        if not rows.words(self._did[WRITE])[rows.warp, rows.index].any():
+            self._note(READ, rows)
+            return
+        rows.of(self._did[READ])[rows.warp, rows.index] |= ~rows.of(self._did[WRITE])[rows.warp, rows.index]
 
     def _note(self, what: str, rows: Rows) -> None:
         rows.words(self._did[what])[rows.warp, rows.index] = rows.words(np.ones(rows.size_bytes, bool))[0]
