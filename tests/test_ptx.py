@@ -201,6 +201,25 @@ def test_grid_and_block_of_three_dimensions() -> None:
     np.testing.assert_array_equal(out, np.arange(24 * 6))
 
 
+TICKETS = """mov.u32 %r0, %laneid; setp.ne.u32 %p0, %r0, 0; @%p0 ret;
+    ld.param.u64 %w0, [counter]; atom.global.add.u32 %r1, [%w0], 1;
+    mov.u32 %r2, %ctaid.x; mul.lo.u32 %r2, %r2, 3; mov.u32 %r3, %warpid; add.u32 %r2, %r2, %r3;
+    ld.param.u64 %w1, [out]; mad.wide.u32 %w1, %r2, 4, %w1; st.global.b32 [%w1], %r1;"""
+
+
+def test_orders_are_what_they_say() -> None:
+    """Each warp of two CTAs takes a ticket."""
+    tickets = {}
+    for name, seed in (("lockstep", 0), ("forward", 0), ("reverse", 0), ("shuffled", 0), ("shuffled", 1)):
+        out = np.zeros(6, U32)
+        run_body(TICKETS, {"counter": np.zeros(1, U32), "out": out}, 96, ctas=2, order=Order(name, seed))
+        tickets[name, seed] = out.tolist()
+        assert sorted(out) == list(range(6))
+    assert tickets["forward", 0] == list(range(6))
+    assert tickets["reverse", 0] == list(range(6))[::-1]
+    assert tickets["shuffled", 0] != tickets["shuffled", 1]
+
+
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="order: expected one of"):
         Order("backwards")

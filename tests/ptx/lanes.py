@@ -97,7 +97,6 @@ class Lanes:
         self.selected: Array | None = None  # lanes at `current`; None is all
         self.mask: Array | None = None  # those of them that the guard lets through
         self._stop = DONE  # where the next of the other lanes is
-        self._holding = False  # some lanes wait at an earlier pc for the rest of their warp
 
     def active(self) -> Array:
         """The indices of the lanes that execute the instruction."""
@@ -131,9 +130,7 @@ class Lanes:
                 continue
             self.current = int(place)
             self.selected = None if ready.all() else ready
-            held_here = bool((chosen & ~ready).any())
             self._stop = int(places[number + 1]) if number + 1 < len(places) else DONE
-            self._holding = number > 0 or held_here
             return True
         if len(places):
             texts = [program[place].instruction.text for place in places]
@@ -173,9 +170,8 @@ class Lanes:
                 if jump == RESELECT:
                     return
                 following = following if jump is None else jump
-            backward = following <= self.current
             self.current = following
-            if following >= self._stop or (backward and self._holding):
+            if following >= self._stop:
                 break
         if selected is None:
             self.pc[:] = self.current
