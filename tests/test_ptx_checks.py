@@ -204,7 +204,7 @@ def test_copies_of_one_value_are_no_race(name: str) -> None:
         ("setp.lt.u32 %p0, %i, 40; @%p0 bra A; bar.sync 0; ret; A: bar.sync 0;", "deadlock: lanes of one warp"),
         ("setp.lt.u32 %p0, %i, 8; @%p0 bra A; bar.warp.sync 0xff; ret; A: bar.warp.sync -1;", "deadlock: lanes of"),
         ("setp.lt.u32 %p0, %i, 8; @%p0 bar.sync 0;", "a barrier in a warp whose lanes do not all take part"),
-        ("AGAIN: bra AGAIN;", "not done after 1000 steps"),
+        ("AGAIN: bra AGAIN;", "not done after max_steps = 1000"),
     ],
 )  # fmt: skip
 def test_a_kernel_that_does_not_end(body: str, message: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and asynchronous copies."""
+"""Loads and stores: ld, st."""
 
 from __future__ import annotations
 

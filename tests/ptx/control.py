@@ -106,6 +106,8 @@ def build_branch(instruction: Instruction, decoder: Decoder) -> Execute:
     if not isinstance(label, Symbol) or label.name not in decoder.kernel.labels:
         raise PtxError("a branch to an unknown label")
     target = decoder.kernel.labels[label.name]
+    if target == len(decoder.kernel.instructions):
+        raise PtxError("a branch to where the kernel has no more instructions")
     return lambda lanes: lanes.branch(target)
 
 
@@ -148,7 +150,8 @@ def build_barrier(instruction: Instruction, decoder: Decoder) -> Converging:
 
     def execute(lanes: Lanes) -> int:
         if threads is not None and threads != int(np.prod(lanes.placement.block)):
-            raise LaneError("a barrier for a part of the CTA, which this interpreter does not know", 0)
+            first = int(lanes.active()[0])
+            raise LaneError("a barrier for a part of the CTA, which this interpreter does not know", first)
         return lanes.wait(barrier)
 
     return Converging(execute, decoder.whole_warp())

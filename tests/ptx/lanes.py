@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ptx.errors import LaneError, PtxError
+from ptx.errors import LaneError
 from ptx.local_memory import LocalMemory
 from ptx.memory import GlobalMemory
 from ptx.operands import Register
@@ -124,17 +124,17 @@ class Lanes:
         runnable = (self.pc != DONE) & ~self.waiting
         places = np.unique(self.pc[runnable])
         for number, place in enumerate(places):
+            self.current = int(place)
             chosen = runnable & (self.pc == place)
             ready = self._ready(program[place], chosen)
             if not ready.any():
                 continue
-            self.current = int(place)
             self.selected = None if ready.all() else ready
             self._stop = int(places[number + 1]) if number + 1 < len(places) else DONE
             return True
         if len(places):
             texts = [program[place].instruction.text for place in places]
-            raise PtxError(f"deadlock: lanes of one warp wait for each other at {texts}")
+            raise LaneError(f"deadlock: lanes of one warp wait for each other at {texts}", int(runnable.argmax()))
         return False
 
     def _ready(self, step: Step, chosen: Array) -> Array:
@@ -160,10 +160,10 @@ class Lanes:
             step = program[self.current]
             if selected is not None and step.members is not None and not self._all_ready(step, selected):
                 break
+            self.mask = selected
             self.steps_done += 1
             if self.steps_done > max_steps:
-                raise LaneError(f"not done after {max_steps} steps: an endless loop, or a longer max_steps", 0)
-            self.mask = selected
+                raise LaneError(f"not done after max_steps = {max_steps}: an endless loop?", int(self.active()[0]))
             following = self.current + 1
             if step.guard is None or self._pass_guard(step, step.guard, selected_count):
                 jump = step.execute(self)

@@ -50,6 +50,9 @@ def compile_for(
     if not isinstance(kernel, triton.JITFunction):  # with TRITON_INTERPRET=1, @triton.jit makes something else
         raise TypeError(f"kernel: expected a function compiled by @triton.jit, got {type(kernel).__name__}")
     constexprs = dict(constexprs or {})
+    unknown = [kind for kind in signature.values() if not kind.startswith("*") and kind not in _STRUCT]
+    if unknown:
+        raise ValueError(f"signature: expected pointers and {sorted(_STRUCT)}, got {unknown}")
     names = [name for name in kernel.arg_names if name in signature]
     multiples = {name for name in names if signature[name].startswith("*") or name in aligned}
     source = ASTSource(

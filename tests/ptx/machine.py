@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from ptx.parser import Kernel, parse
 from ptx.scalars import Array
 from ptx.shared_memory import SharedMemory
 
+Item = TypeVar("Item")
 ORDERS = ("lockstep", "forward", "reverse", "shuffled")
-# CTAs that run in lockstep: enough to make NumPy's overhead small, few enough for their shared memory.
+# How many lanes run in lockstep: enough to make NumPy's overhead small, few enough for their CTAs' shared memory.
 LOCKSTEP_LANES = 4096
 
 
@@ -189,7 +191,7 @@ class _Launch:
         return "; ".join([*texts, f"{gone} have left the kernel"])
 
 
-def _arranged(items: list, order: Order, generator: random.Random | None) -> list:
+def _arranged(items: list[Item], order: Order, generator: random.Random | None) -> list[Item]:
     if order.name == "reverse":
         return items[::-1]
     if order.name == "shuffled" and generator is not None:

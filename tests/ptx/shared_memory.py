@@ -92,6 +92,8 @@ class SharedMemory:
         """Writes `data` [n, size_bytes], of which the bits `undefined` have not been computed by anybody."""
         check_one_writer(rows.index, rows.lanes, data, "shared")
         same_value = (rows.of(self.data)[rows.index] == data) & (rows.of(self.undefined)[rows.index] == 0)
+        if undefined is not None:
+            same_value &= undefined == 0
         self._check(WRITE, rows, same_value)
         self._note(WRITE, rows)
         rows.of(self.data)[rows.index] = data
