@@ -132,6 +132,12 @@ FLOAT = [
     Case("fma.rn.f32 %d, %a, %b, %c;", F32, (F32,) * 3, fma(torch.float32)),
     *(Case(f"fma.{mode}.f32 %d, %a, %b, %c;", F32, (F32,) * 3, fma_directed(mode)) for mode in ("rz", "rm", "rp")),
     Case("add.rm.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rm")(a, np.ones_like(a), b)),
+    Case(
+        "neg.f32 %b, %a; add.rm.f32 %d, %a, %b;",
+        F32,
+        (F32, F32),
+        lambda a, b: fma_directed("rm")(a, np.ones_like(a), -a),
+    ),
     Case("sub.rp.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rp")(a, np.ones_like(a), -b)),
     Case("mul.rz.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: fma_directed("rz")(a, b, np.copysign(0, a * b))),
     Case("add.sat.f32 %d, %a, %b;", F32, (F32, F32), lambda a, b: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0)),

@@ -170,7 +170,6 @@ class _Launch:
             group.votes[mine] = votes
             group.counted |= mine & group.voting
             group.voting[mine] = False
-            group.votes_yes[mine] = False
         shared.barrier(cta)
         return True
 
