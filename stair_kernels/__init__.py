@@ -32,7 +32,7 @@ _load("_C")
 if torch.cuda.is_available() and (_HERE / "_C_cuda.so").exists():
     _load("_C_cuda")
 
-from stair_kernels import autograd, reference  # noqa: E402, F401
+from stair_kernels import autograd, cuda, reference  # noqa: E402, F401
 from stair_kernels.index import SparseIndex  # noqa: E402
 from stair_kernels.loss import stair_loss  # noqa: E402
 from stair_kernels.ops import (  # noqa: E402

@@ -155,19 +155,20 @@ def _check_k(k: Any) -> None:
         raise ValueError(f"k: expected an integer >= 1 and < 2^31, got {k!r}")
 
 
-def _check_device(name: str, tensor: Tensor) -> None:
-    if tensor.device.type not in ("cpu", "meta"):
+def _check_device(name: str, tensor: Tensor, on_gpu: bool = False) -> None:
+    """A CPU tensor, or where the operator has GPU kernels a CUDA tensor."""
+    if tensor.device.type not in ("cpu", "meta", *(["cuda"] if on_gpu else [])):
         raise ValueError(
             f"{name}: expected a CPU tensor, got one on {tensor.device}: stair_kernels {__version__} has no "
             f"{tensor.device.type} kernels; move it with .cpu()"
         )
 
 
-def _check_weight(weight: Tensor, bias: Tensor | None) -> None:
+def _check_weight(weight: Tensor, bias: Tensor | None, on_gpu: bool = False) -> None:
     _check_tensor("weight", weight)
     if weight.dim() != 2 or weight.dtype not in DTYPES:
         raise ValueError(f"weight: expected [V, D] in {_names(DTYPES)}, got {list(weight.shape)} {weight.dtype}")
-    _check_device("weight", weight)
+    _check_device("weight", weight, on_gpu)
     if bias is None:
         return
     _check_tensor("bias", bias)
@@ -224,7 +225,7 @@ def _head_args(
             raise ValueError("weight: expected a tensor where gradients are wanted, got a PackedVocab (inference only)")
         (packed_vocab, width), bias, weight = weight.shape, weight.bias, weight.panels
     else:
-        _check_weight(weight, bias)
+        _check_weight(weight, bias, on_gpu=True)
         width = weight.shape[1]
     device = hidden.device
     if weight.device != device:

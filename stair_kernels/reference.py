@@ -103,11 +103,11 @@ def vocab_topk(
     values, indices = _select(raw, chosen, poisoned, k)
     values = torch.where(indices >= 0, ACTIVATIONS[activation](values), 0.0)
     # `positions` of a poisoned row: its lowest unmasked position
-    lowest = torch.where(poisoned, _lowest_position(hidden, mask, cu_seqlens), 0)
+    lowest = torch.where(poisoned, lowest_position(hidden, mask, cu_seqlens), 0)
     won = positions.gather(1, indices.clamp(min=0).long()) if positions.shape[1] else indices.long()
     won = torch.where(poisoned[:, None], lowest[:, None], won)
     won = torch.where(indices >= 0, won, -1).int()
-    order = _by_value_then_index(values, indices)
+    order = by_value_then_index(values, indices)
     values, indices, won = values.gather(1, order), indices.gather(1, order), won.gather(1, order)
     return SparseRows(values.float(), indices, won, weight.shape[0])
 
@@ -226,7 +226,7 @@ def _select(raw: Tensor, chosen: Tensor, poisoned: Tensor, k: int) -> tuple[Tens
     return torch.where(poisoned[:, None] & (indices >= 0), torch.nan, values), indices
 
 
-def _by_value_then_index(values: Tensor, indices: Tensor) -> Tensor:
+def by_value_then_index(values: Tensor, indices: Tensor) -> Tensor:
     """[B, K] int64: the order by descending value, ties by lower index, empty slots last."""
     by_index = torch.where(indices >= 0, indices.long(), torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
     filled = indices.gather(1, by_index) >= 0
@@ -234,10 +234,10 @@ def _by_value_then_index(values: Tensor, indices: Tensor) -> Tensor:
     return by_index.gather(1, key.argsort(dim=1, descending=True, stable=True))
 
 
-def _lowest_position(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+def lowest_position(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """[B] int64: each row's lowest unmasked position."""
     if cu_seqlens is not None:
-        return torch.zeros(len(cu_seqlens) - 1, dtype=torch.int64)
+        return torch.zeros(len(cu_seqlens) - 1, dtype=torch.int64, device=cu_seqlens.device)
     if mask is None or mask.shape[1] == 0:
-        return torch.zeros(len(hidden), dtype=torch.int64)
+        return torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     return mask.int().argmax(dim=1)

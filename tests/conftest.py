@@ -23,6 +23,12 @@ if sanitizers := os.environ.get("STAIR_SANITIZE"):  # tests/sanitize.sh: no test
         assert runtime in library.read_bytes(), f"{library} was not built with {sanitizers}"
 
 
+if os.environ.get("STAIR_TEST_KERNELS") == "triton":  # tests/test_triton.py: the GPU kernels in Triton's interpreter
+    from triton_on_cpu import replace_cpu_kernels
+
+    replace_cpu_kernels()
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to run the operators."""

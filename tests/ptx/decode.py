@@ -234,7 +234,9 @@ class Decoder:
             return np.array([operand.value != 0])
         if isinstance(operand, Immediate) and scalar.kind != "float":
             bits = operand.value % (1 << scalar.bits)
-            if not -(1 << (scalar.bits - 1)) <= operand.value < 1 << scalar.bits:
+            # LLVM writes a negative constant of 16 bits as one of 64
+            value = operand.value - (1 << 64) if operand.value >= 1 << 63 and scalar.bits < 64 else operand.value
+            if not -(1 << (scalar.bits - 1)) <= value < 1 << scalar.bits:
                 raise PtxError(f"{operand.value} does not fit .{scalar.name}")
             return np.array([bits], scalar.raw).view(scalar.dtype)
         variables = self.kernel.shared | self.kernel.local

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ WARP = 32
 class Compiled:
     name: str
     ptx: str
-    program: Program
     signature: Mapping[str, str]  # without the constants: name -> *bf16, i32, ...
     aligned: frozenset[str]  # the arguments that the kernel takes to be multiples of 16
     num_warps: int
     shared_bytes: int
     cubin: bytes
+
+    @cached_property
+    def program(self) -> Program:
+        """The PTX, decoded; of sm_80 only: it knows no other's instructions."""
+        return Program(self.ptx)
 
 
 def compile_for(
@@ -63,11 +68,9 @@ def compile_for(
     )
     options = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
-    ptx = compiled.asm["ptx"]
     return Compiled(
         name=compiled.metadata.name,
-        ptx=ptx,
-        program=Program(ptx),
+        ptx=compiled.asm["ptx"],
         signature={name: signature[name] for name in names},
         aligned=frozenset(multiples),
         num_warps=num_warps,

@@ -1,0 +1,158 @@
+"""Launches of vocab_pool's GPU kernels, with the schemas of csrc/ops.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from stair_kernels import tiles
+from stair_kernels._triton.arithmetic import CODES, activate_kernel
+from stair_kernels._triton.backward import hidden_kernel, weight_kernel
+from stair_kernels._triton.forward import forward_kernel
+
+MAX_INT16 = 2**15 - 1
+ELEMENTS = 1024  # a program of activate_kernel
+
+
+def vocab_pool(
+    hidden: Tensor,  # [B, L, D], or [T, D] with cu_seqlens
+    weight: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    mask: Tensor | None,  # [B, L]
+    cu_seqlens: Tensor | None,  # [B + 1]
+    packed_vocab: int | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:  # [B, V] float32 and int16 or int32
+    """stair::vocab_pool; activation "raw" leaves the logits as they are, -inf in a row without a position."""
+    if packed_vocab is not None:
+        raise ValueError("weight: expected a tensor on a GPU, got a PackedVocab (packing serves the CPU)")
+    batch = _Batch(hidden, cu_seqlens)
+    V, D = weight.shape
+    fits_short = hidden.shape[0 if cu_seqlens is not None else 1] <= MAX_INT16
+    out = hidden.new_empty((batch.B, V), dtype=torch.float32)
+    positions = hidden.new_empty((batch.B, V), dtype=torch.int16 if fits_short else torch.int32)
+    if out.numel() == 0:
+        return out, positions
+    tile = tiles.forward(batch.length, hidden.element_size(), _arch(hidden.device))
+    count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
+    lengths = None if mask is None else _lengths(mask)
+    with _on(hidden.device):
+        forward_kernel[(min(count, _programs(hidden.device)),)](
+            batch.tokens,
+            weight.contiguous(),
+            None if bias is None else bias.float().contiguous(),
+            None if mask is None else mask.contiguous(),
+            lengths,
+            batch.cu_seqlens,
+            out,
+            positions,
+            batch.B,
+            batch.L,
+            D,
+            V,
+            out.stride(0),
+            DEPTH=tile.depth,
+            VARLEN=cu_seqlens is not None,
+            HAS_MASK=mask is not None,
+            HAS_BIAS=bias is not None,
+            EVEN_D=D % tile.depth == 0,
+            num_stages=tile.stages,
+            **_shape(tile),
+            **_numbers(hidden, activation),
+        )
+    return out, positions
+
+
+def vocab_pool_backward(
+    grad_out: Tensor,  # [B, V]
+    out: Tensor,  # [B, V]
+    positions: Tensor,  # [B, V]
+    hidden: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    activation: str,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """stair::vocab_pool_backward."""
+    batch = _Batch(hidden, cu_seqlens)
+    (V, D), tile = weight.shape, tiles.backward(batch.length, hidden.element_size())
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,), dtype=torch.float32)
+    grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
+    grad_bias = weight.new_empty((V,), dtype=torch.float32)
+    saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
+    sizes = batch.B, batch.L, D, V
+    common = {"DEPTH": tile.depth, "VARLEN": cu_seqlens is not None, "num_stages": tile.stages}
+    common |= _shape(tile) | _numbers(hidden, activation)
+    blocks_of_d = triton.cdiv(D, tile.depth)
+    with _on(hidden.device):
+        if grad_hidden.numel() > 0:
+            grid = (triton.cdiv(batch.B, tile.rows), blocks_of_d)
+            hidden_kernel[grid](*saved, weight.contiguous(), batch.cu_seqlens, grad_hidden, *sizes, **common)
+        if V > 0:
+            grid = (triton.cdiv(V, tile.columns), max(1, blocks_of_d if need_weight else 1))
+            operands = *saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias
+            weight_kernel[grid](*operands, *sizes, NEED_WEIGHT=need_weight, **common)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def activated(raw: Tensor, activation: str) -> Tensor:
+    """[n] activations of raw logits, with the bits that vocab_pool gives."""
+    out = torch.empty_like(raw)
+    if raw.numel() > 0:
+        with _on(raw.device):
+            activate_kernel[(triton.cdiv(raw.numel(), ELEMENTS),)](
+                raw, out, raw.numel(), ACTIVATION=CODES[activation], ELEMENTS=ELEMENTS
+            )
+    return out
+
+
+class _Batch:
+    """hidden as a matrix of tokens."""
+
+    def __init__(self, hidden: Tensor, cu_seqlens: Tensor | None) -> None:
+        self.tokens = hidden.contiguous().flatten(0, -2)
+        self.cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+        self.B = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.L = hidden.shape[1] if cu_seqlens is None else 0
+        # of a row, on average: looking at the longest would wait for the device
+        self.length = self.L if cu_seqlens is None else -(-hidden.shape[0] // max(self.B, 1))
+
+
+def _lengths(mask: Tensor) -> Tensor:
+    """[B] int32: the positions of each row up to its last unmasked one."""
+    ends = torch.arange(1, mask.shape[1] + 1, dtype=torch.int32, device=mask.device)
+    return torch.where(mask, ends, 0).amax(dim=1) if mask.shape[1] else mask.new_zeros(len(mask), dtype=torch.int32)
+
+
+def _shape(tile: tiles.Tile) -> dict[str, int]:
+    return {"ROWS": tile.rows, "POSITIONS": tile.positions, "COLUMNS": tile.columns, "num_warps": tile.warps}
+
+
+def _numbers(hidden: Tensor, activation: str) -> dict[str, Any]:
+    """float32 products follow torch.get_float32_matmul_precision()."""
+    exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    interpreted = hidden.device.type == "cpu"
+    return {
+        "ACTIVATION": CODES[activation],
+        "PRECISION": "ieee" if exact else "tf32",
+        "UPCAST": interpreted and hidden.dtype == torch.bfloat16,
+    }
+
+
+def _on(device: torch.device) -> Any:
+    """The device that is launched on; the interpreter needs none."""
+    return torch.cuda.device(device) if device.type == "cuda" else torch.no_grad()
+
+
+def _arch(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return 10 * major + minor
+
+
+def _programs(device: torch.device) -> int:
+    """As many as run at the same time: each walks over several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
