@@ -2,7 +2,9 @@
 
 Meaning, ties, empty rows and NaN: `stair_kernels/reference.py`. Schemas: `csrc/ops.cpp`. Every operator works under
 autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in
-float32 and gives the same bits whatever the number of threads and whatever else is in the batch.
+float32 and gives the same bits whatever the number of threads and whatever else is in the batch. float32 products are
+exact on the CPU and follow torch.get_float32_matmul_precision() on a GPU. bfloat16 products and sums that are subnormal
+count as 0 where cpu_isa() is amx or avx512_bf16: the hardware's pair products flush them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,18 @@ class PackedVocab:
     panels: Tensor  # the weight in the order in which the kernels read it, in its dtype
     bias: Tensor | None  # [V]
     shape: tuple[int, int]  # (V, D), of the weight
+
+    def __post_init__(self) -> None:
+        (V, D), panels, bias = self.shape, self.panels, self.bias
+        steps, width = (D, 16) if panels.dtype == torch.float32 else ((D + 31) // 32 * 16, 32)
+        expected = (V + 127) // 128 * 8, steps, width
+        if panels.dtype not in DTYPES or panels.shape != expected or not panels.is_contiguous():
+            raise ValueError(
+                f"panels: expected contiguous {list(expected)} for [V, D] = {list(self.shape)}, as pack_vocab makes them, "
+                f"got {list(panels.shape)} {panels.dtype}{'' if panels.is_contiguous() else ', not contiguous'}"
+            )
+        if bias is not None and (bias.shape != (V,) or bias.dtype not in DTYPES):
+            raise ValueError(f"bias: expected [{V}] in {_names(DTYPES)}, got {list(bias.shape)} {bias.dtype}")
 
 
 def vocab_topk(
@@ -151,7 +165,7 @@ def _check_tensor(name: str, value: Any) -> None:
 
 
 def _check_k(k: Any) -> None:
-    if not isinstance(k, (int, torch.SymInt)) or not 1 <= k < 2**31:
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)) or not 1 <= k < 2**31:
         raise ValueError(f"k: expected an integer >= 1 and < 2^31, got {k!r}")
 
 

@@ -216,6 +216,22 @@ def test_packed_vocabulary_gives_the_same_bits(impl: Implementation, dtype: torc
         impl.operators.vocab_topk(head.hidden.requires_grad_(), packed, k=9)
 
 
+def test_a_packed_vocabulary_of_other_sizes_is_refused() -> None:
+    """Its memory is read as its shape says."""
+    panels = sk.pack_vocab(torch.randn(300, 8)).panels
+    turned = panels.transpose(0, 2).contiguous().transpose(0, 2)
+    with pytest.raises(ValueError, match=r"panels: expected contiguous \[24, 8, 16\] .* got \[8, 8, 16\]"):
+        sk.PackedVocab(panels[:8], None, (300, 8))
+    with pytest.raises(ValueError, match=r"panels: expected contiguous .*, not contiguous"):
+        sk.PackedVocab(turned, None, (300, 8))
+    with pytest.raises(ValueError, match=r"bias: expected \[300\] in float32, .* got \[5\]"):
+        sk.PackedVocab(panels, torch.ones(5), (300, 8))
+    hidden = torch.randn(1, 2, 8)
+    for weight, bias in ((panels[:8], None), (turned, None), (panels, torch.ones(5))):
+        with pytest.raises(RuntimeError, match="expected"):
+            torch.ops.stair.vocab_topk(hidden, weight, bias, None, None, 300, 3, "relu", False)
+
+
 def test_packed_vocabulary_keeps_its_dtype_under_autocast(impl: Implementation) -> None:
     head = make_head("padded", torch.float32, 3, 5, 20, 333)
     with torch.autocast("cpu", dtype=torch.bfloat16):

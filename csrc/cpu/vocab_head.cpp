@@ -87,6 +87,13 @@ VocabBlocks::VocabBlocks(const Tensor& weight, const std::optional<Tensor>& bias
       D_(D) {
   int64_t expected = packed_ ? steps_of(D, dtype_of(weight) != Dtype::kFloat) : D;
   STAIR_CHECK(weight.size(1) == expected, "weight: expected [V, ", D, "] like hidden, got size ", weight.size(1));
+  // memory safety rests on these: Python checks them too
+  if (packed_) {
+    int64_t panels = count() * kBlockPanels, width = kPanel * (dtype_of(weight) == Dtype::kFloat ? 1 : 2);
+    STAIR_CHECK(weight.size(0) == panels && weight.size(2) == width && weight.is_contiguous(), "weight: expected [",
+                panels, ", ", expected, ", ", width, "] as pack_vocab makes it");
+  }
+  STAIR_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == V_), "bias: expected [", V_, "]");
   if (bias) bias_ = as_float(*bias);
 }
 

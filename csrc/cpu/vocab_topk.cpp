@@ -17,7 +17,8 @@ struct TopkSink {
     return std::min(std::min(k, most) + std::max<int64_t>(std::min(k, most), 2 * kBlock), most);
   }
 
-  // Every chunk has candidates of every row: of so many chunks they stay below an eighth of [B, V], or below 1 MiB.
+  // Every chunk has candidates of every row: of so many chunks, or of one, they stay below an eighth of the entries of
+  // [B, V], or below 1 MiB.
   static int64_t most_chunks(int64_t B, int64_t k, int64_t V) {
     constexpr int64_t kSmall = 1 << 20, kEntryBytes = 12;
     int64_t entries = std::max<int64_t>(capacity_of(k, V), 1);
