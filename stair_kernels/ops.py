@@ -36,8 +36,8 @@ class PackedVocab:
         expected = (V + 127) // 128 * 8, steps, width
         if panels.dtype not in DTYPES or panels.shape != expected or not panels.is_contiguous():
             raise ValueError(
-                f"panels: expected contiguous {list(expected)} for [V, D] = {list(self.shape)}, as pack_vocab makes them, "
-                f"got {list(panels.shape)} {panels.dtype}{'' if panels.is_contiguous() else ', not contiguous'}"
+                f"panels: expected contiguous {list(expected)} for [V, D] = {list(self.shape)}, as pack_vocab makes "
+                f"them, got {list(panels.shape)} {panels.dtype}{'' if panels.is_contiguous() else ', not contiguous'}"
             )
         if bias is not None and (bias.shape != (V,) or bias.dtype not in DTYPES):
             raise ValueError(f"bias: expected [{V}] in {_names(DTYPES)}, got {list(bias.shape)} {bias.dtype}")
