@@ -1,6 +1,7 @@
 // The k best of a row's entries: which they are, and their order. What vocab_topk and topk share.
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -42,10 +43,11 @@ inline float keep_best(Entries& entries, int64_t k) {
 // Puts values in order, keeping its memory from one call to the next.
 class Ranking {
  public:
+  static constexpr int64_t kFew = 192;  // so many are ranked by comparing all with all
+
   // [i] is which of n non-negative values, none NaN, is the i-th in descending order; of equal ones the first comes
   // first.
   const std::vector<int32_t>& descending(const float* values, int64_t n) {
-    constexpr int64_t kFew = 192;
     keys_.resize(n), other_.resize(n), order_.resize(n);
     for (int64_t i = 0; i < n; ++i) keys_[i] = key_of(values[i], uint32_t(i));
     if (n <= kFew) {

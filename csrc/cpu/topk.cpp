@@ -38,7 +38,7 @@ class RowSelection {
       // a later value equal to the k-th has lost the tie
       if (next < V) floor = std::max(floor, keep_best(entries_, k_));
     }
-    if (entries_.count > kSortedWhole) keep_best(entries_, k_);
+    if (entries_.count > Ranking::kFew) keep_best(entries_, k_);  // fewer are ranked faster than cut
     order_ = &ranking_.descending(value_.data(), entries_.count);
     return true;
   }
@@ -48,8 +48,6 @@ class RowSelection {
   int32_t index(int64_t i) const { return index_[(*order_)[i]]; }
 
  private:
-  static constexpr int64_t kSortedWhole = 192;  // so few are sorted faster than cut first
-
   // Something below the k-th largest positive entry, or 0.
   float floor_below_kth(const void* row, Dtype dtype, int64_t V) {
     constexpr int64_t kLeastGroup = 8;  // smaller groups: reading the row twice does not pay

@@ -55,7 +55,8 @@ template <class Tiles>
 void pool_tiles(const TokenTile* tiles, int64_t n_tiles, const Token* tokens, const VocabBlock& block,
                 const float* floors, float* products, PooledBlock* state, RowDone done, void* context) {
   const Word* panels = block.panels;
-  bool unpacked = panels == nullptr && Tiles::kReadsUnpacked && n_tiles == 1;
+  // of a transposed weight the columns lie side by side: packing is a copy, reading it row by row is not
+  bool unpacked = panels == nullptr && Tiles::kReadsUnpacked && n_tiles == 1 && block.columns.stride_d == 1;
   if (panels == nullptr && !unpacked) {
     pack_block(block.columns, block.pairs, block.scratch);
     panels = block.scratch;
