@@ -1,7 +1,7 @@
 """Every tile of the GPU kernels, and the pure functions that choose one: no driver, no autotuner, unit-tested anywhere.
 
-`arch` is 10 * major + minor of the compute capability. A tile of the head multiplies rows * positions tokens with
-`columns` vocabulary columns, `depth` of D at a time.
+`arch` is 10 * major + minor of the compute capability. A tile of the head multiplies `columns` of the vocabulary with
+rows * positions tokens, `depth` of D at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ SHARED_BYTES = {
     120: 99 << 10,
 }  # a block's limit
 ARCHITECTURES = tuple(SHARED_BYTES)
+REGISTERS = 64 << 10  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,21 @@ class Tile:
     depth: int  # of D: a step of the forward's product, a program's share in the backward
     warps: int
     stages: int  # loads in flight
+    boxes: bool = False  # whether operands come through tensor descriptors (TMA)
 
     @property
     def tokens(self) -> int:
-        """The tile's height in the product."""
         return self.rows * self.positions
+
+    @property
+    def programs(self) -> int:
+        """Programs that share a multiprocessor: while one takes its maxima, another keeps the tensor cores busy."""
+        return 8 // self.warps
+
+    @property
+    def registers(self) -> int:
+        """What a thread may use, so that `programs` fit."""
+        return min(255, REGISTERS // (self.programs * self.warps * 32))
 
     def operand_bytes(self, itemsize: int) -> int:
         """Shared memory of the staged operands of the forward."""
@@ -42,33 +53,56 @@ class Tile:
 
 def limits_of(arch: int) -> int:
     """Shared memory a block may have, of the newest known architecture not newer than `arch`."""
-    return SHARED_BYTES[max((known for known in ARCHITECTURES if known <= arch), default=min(ARCHITECTURES))]
+    return SHARED_BYTES[_known(arch)]
 
 
-def forward(length: int, itemsize: int, arch: int) -> Tile:
+def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, aligned: bool = True, exact: bool) -> Tile:
     """The forward's tile for sequences of `length` positions (on average) and elements of itemsize bytes.
 
-    128 tokens by 128 columns: 64 sums a thread of 8 warps. Where several rows share the tile, each with its own maxima,
-    half as many columns, or registers spill on sm_90 and sm_120 (seen in the compiled kernels); on sm_100, where sums
-    come from tensor memory, always. 128 bytes of D a step is one swizzled row of shared memory.
+    aligned: the operands start at, and their rows are, multiples of 16 bytes. exact: float32 products in float32, which
+    no tensor core does.
+
+    128 tokens by 128 columns read an operand byte for every 64 multiply-adds in bfloat16; 128 bytes of D a step are one
+    swizzled row of shared memory. Where registers would spill (seen in the compiled kernels, docs/gpu.md) a tile is
+    narrower: several rows side by side have a maximum each. sm_90 and sm_100 multiply asynchronously out of shared
+    memory, so that 4 warps feed the tensor cores and two programs share a multiprocessor.
     """
+    known = _known(arch)
     positions = min(128, max(16, _power_of_two(length)))
-    columns, depth = 128 if positions == 128 and arch < 100 else 64, 128 // itemsize
-    for stages in (4, 3, 2):
-        tile = Tile(128 // positions, positions, columns, depth, warps=8, stages=stages)
-        if tile.operand_bytes(itemsize) <= limits_of(arch) - _REDUCTION_BYTES:
+    asynchronous, boxes = known in (90, 100), known in (90, 100) and aligned and not exact
+    columns, warps = 64, 8
+    if asynchronous and not exact:
+        columns = 128 if positions >= 64 and boxes else 64
+        # sm_100 without a mask: each thread of 4 warps would hold 128 sums and recompute which of them count
+        warps = 8 if positions == 16 or (known == 100 and columns == 128 and not masked) else 4
+    elif not exact:
+        wide, narrow = (128, 16) if known == 120 else (64, 0)
+        columns = 128 if positions >= wide else 64 if positions > narrow else 32
+    for stages in (2,) if exact else (4, 3, 2):
+        tile = Tile(128 // positions, positions, columns, 128 // itemsize, warps, stages, boxes)
+        if tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch):
             return tile
     raise ValueError(f"arch: no tile of {itemsize}-byte elements fits sm_{arch}")
 
 
-def backward(length: int, itemsize: int) -> Tile:
-    """The tile of both gradients: a product of depth 64 (columns for hidden's, tokens for weight's), 64 wide in D."""
-    positions = min(64, max(16, _power_of_two(length)))
-    return Tile(64 // positions, positions, columns=64, depth=64 if itemsize == 2 else 32, warps=8, stages=2)
+def backward(length: int, itemsize: int, *, exact: bool) -> Tile:
+    """The tile of both gradients: a product `tokens` by `columns` by `depth` of D.
+
+    Exact products fill the registers with their operands, and Triton 3.7 would round those 64 tokens high to TF32 on
+    sm_100, asked for or not.
+    """
+    tokens, warps = (32, 4) if exact else (64, 8)
+    positions = min(tokens, max(16, _power_of_two(length)))
+    columns, depth = 32 if exact else 64, 64 if itemsize == 2 else 32
+    return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
 
 
 # What Triton's reductions over the positions may take of shared memory beside the operands.
 _REDUCTION_BYTES = 2 << 10
+
+
+def _known(arch: int) -> int:
+    return max((known for known in ARCHITECTURES if known <= arch), default=min(ARCHITECTURES))
 
 
 def _power_of_two(n: int) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing compiles its kernels")
 import triton.language as tl  # noqa: E402
-from ptx.launch import Compiled, compile_for, run  # noqa: E402
+from aot import Compiled, compile_for  # noqa: E402
+from ptx.launch import run  # noqa: E402
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

@@ -35,17 +35,20 @@ class PtxKernel:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        from ptx.launch import compile_for, run
+        from aot import compile_for
+        from ptx.launch import run
 
-        def launch(*args: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
+        def launch(
+            *args: Any, num_warps: int = 4, num_stages: int = 3, maxnreg: int | None = None, **constants: Any
+        ) -> None:
             named = dict(zip(self.kernel.arg_names, args))
             constants |= {name: None for name, value in named.items() if value is None}
-            if "UPCAST" in constants:
-                constants["UPCAST"] = False  # the interpreter's need
+            if "INTERPRETED" in constants:
+                constants["INTERPRETED"] = False  # the interpreter's need
             given = {name: value for name, value in named.items() if value is not None}
             signature = {name: signature_of(value) for name, value in given.items()}
             aligned = [name for name, value in given.items() if isinstance(value, int) and value % 16 == 0]
-            compiled = compile_for(self.kernel, signature, constants, 80, num_warps, num_stages, aligned)
+            compiled = compile_for(self.kernel, signature, constants, 80, num_warps, num_stages, aligned, maxnreg)
             run(compiled, grid, {name: given[name] for name in compiled.signature})
 
         return launch

@@ -1,24 +1,16 @@
-"""Arithmetic that the kernels share: floats as integers of the same order, the activations and their slopes."""
+"""Arithmetic that the kernels share: a maximum that keeps NaN, the activations and their slopes."""
 
 import triton
 import triton.language as tl
 
-EMPTY = tl.constexpr(-(2**31))  # below the integer of every float: a maximum over nothing
 RAW, LOG_RELU, RELU, LOG_LOG_RELU, ELU1P = (tl.constexpr(code) for code in range(5))
 CODES = {"raw": 0, "log_relu": 1, "relu": 2, "log_log_relu": 3, "elu1p": 4}
 
 
 @triton.jit
-def to_ordered(x):
-    """int32 in the order of float32 x: NaN above infinity, -0 equal to 0."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(x != x, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-
-
-@triton.jit
-def from_ordered(key):
-    """The float32 of an integer of to_ordered; EMPTY gives a NaN, to be replaced."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def max_or_nan(a, b):
+    """The larger of two; NaN is larger than all."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

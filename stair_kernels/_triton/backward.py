@@ -41,10 +41,10 @@ def any_live(factor):
 
 
 @triton.jit
-def accumulate(factor, operand, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def accumulate(factor, operand, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """total + factor . operand, the factor rounded to the operand's dtype."""
     rounded = factor.to(operand.dtype)
-    if UPCAST:  # Triton's interpreter takes the bits of bfloat16 for integers
+    if INTERPRETED:  # Triton's interpreter takes the bits of bfloat16 for integers
         return tl.dot(rounded.to(tl.float32), operand.to(tl.float32), total, input_precision=PRECISION)
     return tl.dot(rounded, operand, total, input_precision=PRECISION)
 
@@ -68,7 +68,7 @@ def hidden_kernel(
     ACTIVATION: tl.constexpr,
     VARLEN: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """A program owns a group of rows and DEPTH of D, and walks the vocabulary for every tile of its tokens."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -83,7 +83,7 @@ def hidden_kernel(
             if any_live(factor):
                 known = (column[:, None] < V) & (d[None, :] < D)
                 w = tl.load(weight + column[:, None].to(tl.int64) * D + d[None, :], mask=known, other=0.0)
-                total = accumulate(factor, w, total, PRECISION, UPCAST)
+                total = accumulate(factor, w, total, PRECISION, INTERPRETED)
         token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
         tl.store(grad_hidden + token[:, None] * D + d[None, :], total, mask=use[:, None] & (d[None, :] < D))
 
@@ -109,7 +109,7 @@ def weight_kernel(
     VARLEN: tl.constexpr,
     NEED_WEIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """A program owns a block of columns and DEPTH of D, and walks the batch; the first of D sums the bias as well."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -128,7 +128,7 @@ def weight_kernel(
                     token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
                     known = use[:, None] & (d[None, :] < D)
                     h = tl.load(hidden + token[:, None] * D + d[None, :], mask=known, other=0.0)
-                    total = accumulate(tl.trans(factor), h, total, PRECISION, UPCAST)
+                    total = accumulate(tl.trans(factor), h, total, PRECISION, INTERPRETED)
     if NEED_WEIGHT:
         at = column[:, None].to(tl.int64) * D + d[None, :]
         known = (column[:, None] < V) & (d[None, :] < D)

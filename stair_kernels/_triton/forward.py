@@ -1,14 +1,17 @@
 """The forward of vocab_pool on a GPU: [B, V] maxima over positions without the [B, L, V] logits.
 
-A program computes the logits of a tile of tokens (of one long row, or of several short ones side by side) and of a
-block of vocabulary columns on the tensor cores, and folds them at once into the running maximum of each row, which
-stays in registers with its position until the row ends.
+A program multiplies a block of vocabulary columns with a tile of tokens (of one long row, or of several short ones side
+by side) on the tensor cores: columns by tokens, so that a thread holds many tokens of few columns and takes their maxima
+in its own registers. They are folded at once into the running maximum of each row, which stays in registers with its
+position until the row ends.
 """
 
 import triton
 import triton.language as tl
 
-from stair_kernels._triton.arithmetic import EMPTY, RAW, activate, from_ordered, to_ordered
+from stair_kernels._triton.arithmetic import RAW, activate, max_or_nan
+
+NOWHERE = tl.constexpr(0x7FFFFFFF)  # above every position
 
 
 @triton.jit
@@ -35,42 +38,22 @@ def tokens_of(first, count, l0, ROWS: tl.constexpr, POSITIONS: tl.constexpr):
 
 
 @triton.jit
-def logits_of(
-    hidden,
-    weight,
-    token,
-    column,
-    D,
-    TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """[TOKENS, COLUMNS] float32: hidden[token] . weight[column]."""
-    d = tl.arange(0, DEPTH)
-    left = hidden + token[:, None] * D + d[None, :]
-    right = weight + column[None, :] * D + d[:, None]
-    total = tl.zeros([TOKENS, COLUMNS], tl.float32)
-    for d0 in range(0, D, DEPTH):
-        if EVEN_D:
-            a, b = tl.load(left), tl.load(right)
-        else:
-            a = tl.load(left, mask=d[None, :] < D - d0, other=0.0)
-            b = tl.load(right, mask=d[:, None] < D - d0, other=0.0)
-        if UPCAST:  # Triton's interpreter takes the bits of bfloat16 for integers
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-        left += DEPTH
-        right += DEPTH
-    return total
+def slab_of(matrix, first, rows, d0, D, DEPTH: tl.constexpr, EVEN_D: tl.constexpr, BOX: tl.constexpr):
+    """[ROWS, DEPTH] of matrix [., D] from its column d0 on: the given rows, or the box whose first row is `first`."""
+    d = d0 + tl.arange(0, DEPTH)
+    if BOX:
+        slab = matrix.load([first, d0])
+    elif EVEN_D:
+        slab = tl.load(matrix + rows[:, None] * D + d[None, :])
+    else:
+        slab = tl.load(matrix + rows[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
+    return slab
 
 
 @triton.jit
 def forward_kernel(
-    hidden,  # [T, D]
-    weight,  # [V, D]
+    hidden,  # [T, D]; a pointer, or with HIDDEN_BOX a descriptor of boxes [ROWS * POSITIONS, DEPTH]
+    weight,  # [V, D]; a pointer, or with WEIGHT_BOX a descriptor of boxes [COLUMNS, DEPTH]
     bias,  # [V] float32
     mask,  # [T] bool
     lengths,  # [B] int32: positions up to the last unmasked one
@@ -91,8 +74,10 @@ def forward_kernel(
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_D: tl.constexpr,
+    WEIGHT_BOX: tl.constexpr,
+    HIDDEN_BOX: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     TOGETHER: tl.constexpr = 8  # groups of rows that read a block of columns while it is in L2
     groups, blocks = tl.cdiv(B, ROWS), tl.cdiv(V, COLUMNS)
@@ -100,46 +85,70 @@ def forward_kernel(
         band = tile // (TOGETHER * blocks) * TOGETHER
         height = tl.minimum(groups - band, TOGETHER)
         within = tile - band * blocks
-        rows = (band + within % height) * ROWS + tl.arange(0, ROWS)
-        column = within // height * COLUMNS + tl.arange(0, COLUMNS)
-        inside_vocab = column < V
-        read_column = tl.where(inside_vocab, column, 0).to(tl.int64)
+        row = (band + within % height) * ROWS
+        rows = row + tl.arange(0, ROWS)
+        v0 = within // height * COLUMNS
+        column = v0 + tl.arange(0, COLUMNS)
+        read_column = tl.where(column < V, column, 0).to(tl.int64)
 
         first, count = spans(rows, B, L, lengths, cu_seqlens, VARLEN, HAS_MASK)
-        best = tl.full([ROWS, COLUMNS], EMPTY, tl.int32)
-        where = tl.full([ROWS, COLUMNS], -1, tl.int32)
+        best = tl.full([COLUMNS, ROWS], -float("inf"), tl.float32)
+        where = tl.full([COLUMNS, ROWS], -1, tl.int32)
         for l0 in range(0, tl.max(count, axis=0), POSITIONS):
             token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
-            logit = logits_of(
-                hidden,
-                weight,
-                token,
-                read_column,
-                D,
-                ROWS * POSITIONS,
-                COLUMNS,
-                DEPTH,
-                EVEN_D,
-                PRECISION,
-                UPCAST,
-            )
+            first_token = (tl.min(first, axis=0) + l0).to(tl.int32)
+            logit = tl.zeros([COLUMNS, ROWS * POSITIONS], tl.float32)
+            for d0 in range(0, D, DEPTH):
+                w = slab_of(weight, v0, read_column, d0, D, DEPTH, EVEN_D, WEIGHT_BOX)
+                h = slab_of(hidden, first_token, token, d0, D, DEPTH, EVEN_D, HIDDEN_BOX)
+                if INTERPRETED:  # Triton's interpreter takes the bits of bfloat16 for integers
+                    w, h = w.to(tl.float32), h.to(tl.float32)
+                logit = tl.dot(w, h.T, logit, input_precision=PRECISION)
             if HAS_MASK:
                 use = use & (tl.load(mask + token, mask=use, other=0) != 0)
-            key = tl.where(use[:, None], to_ordered(logit), EMPTY)
-            key = tl.reshape(key, [ROWS, POSITIONS, COLUMNS])
-            highest = tl.max(key, axis=1)
-            position = l0 + tl.arange(0, POSITIONS)[None, :, None]
-            lowest = tl.min(tl.where(key == highest[:, None, :], position, 0x7FFFFFFF), axis=1)
-            better = highest > best  # strictly: the lowest position keeps a tie
+            highest, lowest = fold(logit, use, l0, ROWS, POSITIONS, COLUMNS, INTERPRETED)
+            # strictly: the lowest position keeps a tie
+            better = (where < 0) | (highest > best) | ((highest != highest) & (best == best))
+            better = better & (lowest != NOWHERE)
             best = tl.where(better, highest, best)
             where = tl.where(better, lowest, where)
 
-        value = from_ordered(best)
-        if HAS_BIAS:
-            value += tl.load(bias + column, mask=inside_vocab, other=0.0)[None, :]
-        value = activate(value, ACTIVATION)
-        value = tl.where(best == EMPTY, -float("inf") if ACTIVATION == RAW else 0.0, value)
-        at = rows[:, None].to(tl.int64) * out_stride + column[None, :]
-        keep = (rows[:, None] < B) & inside_vocab[None, :]
-        tl.store(out + at, value, mask=keep)
+        at = rows[None, :].to(tl.int64) * out_stride + column[:, None]
+        keep = (rows[None, :] < B) & (column[:, None] < V)
         tl.store(positions + at, where.to(positions.dtype.element_ty), mask=keep)
+        value = best
+        if HAS_BIAS:
+            value += tl.load(bias + column, mask=column < V, other=0.0)[:, None]
+        tl.store(out + at, tl.where(where < 0, -float("inf"), value), mask=keep)
+        if ACTIVATION != RAW:
+            # After the reductions several threads hold each value: written and read again, one does.
+            tl.debug_barrier()
+            value = activate(tl.load(out + at, mask=keep, other=0.0), ACTIVATION)
+            tl.store(out + at, value, mask=keep)
+
+
+@triton.jit
+def fold(
+    logit,  # [COLUMNS, ROWS * POSITIONS]
+    use,  # [ROWS * POSITIONS]
+    l0,
+    ROWS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """[COLUMNS, ROWS] maxima over the tokens in use, a NaN above all, and the lowest position of each or NOWHERE."""
+    if tl.min(use.to(tl.int32), axis=0) == 0:
+        logit = tl.where(use[None, :], logit, -float("inf"))
+    logit = tl.reshape(logit, [COLUMNS, ROWS, POSITIONS])
+    if INTERPRETED:  # it would run a reduction of our own element by element
+        has_nan = tl.max((logit != logit).to(tl.int32), axis=2) > 0
+        highest = tl.where(has_nan, float("nan"), tl.max(logit, axis=2))
+    else:
+        highest = tl.reduce(logit, 2, max_or_nan)
+    position = l0 + tl.arange(0, POSITIONS)
+    wins = (logit == highest[:, :, None]) | (logit != logit)
+    lowest = tl.min(tl.where(wins, position[None, None, :], NOWHERE), axis=2)
+    # where all are -inf, those not in use are as high as the others
+    first_used = tl.min(tl.where(tl.reshape(use, [ROWS, POSITIONS]), position[None, :], NOWHERE), axis=1)
+    return highest, tl.where(highest == -float("inf"), first_used[None, :], lowest)

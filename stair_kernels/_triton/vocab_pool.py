@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from stair_kernels import tiles
 from stair_kernels._triton.arithmetic import CODES, activate_kernel
@@ -36,16 +37,25 @@ def vocab_pool(
     positions = hidden.new_empty((batch.B, V), dtype=torch.int16 if fits_short else torch.int32)
     if out.numel() == 0:
         return out, positions
-    tile = tiles.forward(batch.length, hidden.element_size(), _arch(hidden.device))
+    weight = weight.contiguous()
+    tile = tiles.forward(
+        batch.length,
+        hidden.element_size(),
+        _arch(hidden.device),
+        masked=mask is not None,
+        aligned=_fits_boxes(batch.tokens) and _fits_boxes(weight),
+        exact=_exact(hidden.dtype),
+    )
+    # a box of tokens is of one row, or of rows that fill it without a gap
+    hidden_box = tile.boxes and (tile.rows == 1 or (cu_seqlens is None and batch.L == tile.positions))
     count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
-    lengths = None if mask is None else _lengths(mask)
     with _on(hidden.device):
-        forward_kernel[(min(count, _programs(hidden.device)),)](
-            batch.tokens,
-            weight.contiguous(),
+        forward_kernel[(min(count, tile.programs * _multiprocessors(hidden.device)),)](
+            _boxes(batch.tokens, tile.tokens, tile.depth) if hidden_box else batch.tokens,
+            _boxes(weight, tile.columns, tile.depth) if tile.boxes else weight,
             None if bias is None else bias.float().contiguous(),
             None if mask is None else mask.contiguous(),
-            lengths,
+            None if mask is None else _lengths(mask),
             batch.cu_seqlens,
             out,
             positions,
@@ -59,7 +69,8 @@ def vocab_pool(
             HAS_MASK=mask is not None,
             HAS_BIAS=bias is not None,
             EVEN_D=D % tile.depth == 0,
-            num_stages=tile.stages,
+            WEIGHT_BOX=tile.boxes,
+            HIDDEN_BOX=hidden_box,
             **_shape(tile),
             **_numbers(hidden, activation),
         )
@@ -79,13 +90,14 @@ def vocab_pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """stair::vocab_pool_backward."""
     batch = _Batch(hidden, cu_seqlens)
-    (V, D), tile = weight.shape, tiles.backward(batch.length, hidden.element_size())
+    V, D = weight.shape
+    tile = tiles.backward(batch.length, hidden.element_size(), exact=_exact(hidden.dtype))
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,), dtype=torch.float32)
     grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
     grad_bias = weight.new_empty((V,), dtype=torch.float32)
     saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
     sizes = batch.B, batch.L, D, V
-    common = {"DEPTH": tile.depth, "VARLEN": cu_seqlens is not None, "num_stages": tile.stages}
+    common = {"DEPTH": tile.depth, "VARLEN": cu_seqlens is not None}
     common |= _shape(tile) | _numbers(hidden, activation)
     blocks_of_d = triton.cdiv(D, tile.depth)
     with _on(hidden.device):
@@ -129,17 +141,22 @@ def _lengths(mask: Tensor) -> Tensor:
 
 
 def _shape(tile: tiles.Tile) -> dict[str, int]:
-    return {"ROWS": tile.rows, "POSITIONS": tile.positions, "COLUMNS": tile.columns, "num_warps": tile.warps}
+    """The tile, and how to compile it: told how many registers there are, ptxas does not spill to use fewer."""
+    shape = {"ROWS": tile.rows, "POSITIONS": tile.positions, "COLUMNS": tile.columns}
+    limit = {} if torch.version.hip else {"maxnreg": tile.registers}
+    return shape | {"num_warps": tile.warps, "num_stages": tile.stages} | limit
+
+
+def _exact(dtype: torch.dtype) -> bool:
+    """Whether products are of float32 numbers as they are; torch.get_float32_matmul_precision() may allow TF32."""
+    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
 def _numbers(hidden: Tensor, activation: str) -> dict[str, Any]:
-    """float32 products follow torch.get_float32_matmul_precision()."""
-    exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    interpreted = hidden.device.type == "cpu"
     return {
         "ACTIVATION": CODES[activation],
-        "PRECISION": "ieee" if exact else "tf32",
-        "UPCAST": interpreted and hidden.dtype == torch.bfloat16,
+        "PRECISION": "tf32" if hidden.dtype == torch.float32 and not _exact(hidden.dtype) else "ieee",
+        "INTERPRETED": hidden.device.type == "cpu",
     }
 
 
@@ -149,10 +166,21 @@ def _on(device: torch.device) -> Any:
 
 
 def _arch(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    """10 * major + minor; AMD's GPUs, which have capabilities of their own, take the tiles of sm_80."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
-def _programs(device: torch.device) -> int:
-    """As many as run at the same time: each walks over several tiles."""
+def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _fits_boxes(matrix: Tensor) -> bool:
+    """Whether a tensor descriptor can describe it: begin and rows at multiples of 16 bytes, not empty."""
+    return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
+
+
+def _boxes(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
