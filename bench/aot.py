@@ -23,6 +23,7 @@ TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA",
 MULTIPLY_ADDS = {arch: "FFMA2" if arch == 100 else "FFMA" for arch in TENSOR_CORES}
 PRODUCTS = {*TENSOR_CORES.values(), *MULTIPLY_ADDS.values()}
 DTYPES = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "tf32": ("fp32", 4), "float32": ("fp32", 4)}  # Triton's, bytes
+WIDTH = 768  # D: any that fills a tile of the backward
 LENGTHS = (16, 32, 64, 128)  # one for each height of a row's share of a tile
 
 
@@ -59,6 +60,7 @@ class Variant:
     dtype: str  # of DTYPES
     tile: tiles.Tile
     layout: str = "masked"  # padded, masked or varlen
+    long: bool = False  # the form of the backward for long rows
 
     @property
     def exact(self) -> bool:
@@ -67,7 +69,8 @@ class Variant:
     @property
     def product(self) -> str:
         """The instruction that multiplies."""
-        return (MULTIPLY_ADDS if self.exact else TENSOR_CORES)[self.arch]
+        alone = self.exact or (self.long and self.kernel == "weight")
+        return (MULTIPLY_ADDS if alone else TENSOR_CORES)[self.arch]
 
     def compile(self, target: GPUTarget | None = None) -> Compiled:
         kernel = {
@@ -78,16 +81,19 @@ class Variant:
         element, tile, varlen = DTYPES[self.dtype][0], self.tile, self.layout == "varlen"
         matrix = f"*{element}"
         signature = {"hidden": matrix, "weight": matrix, "grad_weight": matrix, "bias": "*fp32", "mask": "*i1"}
-        signature |= {"lengths": "*i32", "cu_seqlens": "*i32", "positions": "*i16"}
+        signature |= {"lengths": "*i32", "cu_seqlens": "*i32", "positions": "*i16", "order": "*i64", "bounds": "*i64"}
         signature |= dict.fromkeys(("out", "grad_out", "grad_hidden", "grad_bias"), "*fp32")
         hidden_box = tile.boxes and tile.rows == 1
         constants: dict[str, Any] = {"VARLEN": varlen, "HAS_MASK": self.layout == "masked", "HAS_BIAS": True}
         constants |= {"EVEN_D": True, "NEED_WEIGHT": True, "ACTIVATION": 1, "INTERPRETED": False}
+        constants |= {"SORTED": self.long, "GATHERED": self.long}
         constants |= {"PRECISION": "tf32" if self.dtype == "tf32" else "ieee"}
         constants |= {"WEIGHT_BOX": tile.boxes, "HIDDEN_BOX": hidden_box, "ROWS": tile.rows, "DEPTH": tile.depth}
         constants |= {"POSITIONS": tile.positions, "COLUMNS": tile.columns}
         if not varlen:
             constants["cu_seqlens"] = None
+        if not self.long:
+            constants |= {"order": None, "bounds": None}
         if self.layout != "masked":
             constants |= {"mask": None, "lengths": None}
         if tile.boxes:
@@ -154,9 +160,11 @@ def variants(arch: int) -> Iterator[Variant]:
                 if tile.boxes and dtype == "bfloat16":  # operands that no descriptor can describe
                     tile = tiles.forward(length, itemsize, arch, masked=masked, aligned=False, exact=exact)
                     yield Variant("forward", arch, dtype, tile, layout)
-            if length <= tiles.backward(length, itemsize, exact=exact).tokens:
-                for kernel in ("hidden", "weight"):
-                    yield Variant(kernel, arch, dtype, tiles.backward(length, itemsize, exact=exact), "padded")
+            tile = tiles.backward(length, WIDTH, itemsize, exact=exact)
+            if length <= tile.tokens:
+                yield from (Variant(kernel, arch, dtype, tile, "padded") for kernel in ("hidden", "weight"))
+        yield Variant("hidden", arch, dtype, tile, "padded", long=True)
+        yield Variant("weight", arch, dtype, tiles.gather(WIDTH, itemsize), "padded", long=True)
 
 
 def read(compiled: Compiled, product: str) -> MachineCode:

@@ -85,16 +85,41 @@ def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, align
     raise ValueError(f"arch: no tile of {itemsize}-byte elements fits sm_{arch}")
 
 
-def backward(length: int, itemsize: int, *, exact: bool) -> Tile:
+def backward(length: int, D: int, itemsize: int, *, exact: bool) -> Tile:
     """The tile of both gradients: a product `tokens` by `columns` by `depth` of D.
 
-    Exact products fill the registers with their operands, and Triton 3.7 would round those 64 tokens high to TF32 on
-    sm_100, asked for or not.
+    The one-hot factor costs about as many instructions as 200 of depth: a program that builds it uses it for 512 bytes
+    of a row. Exact products fill the registers with their operands, and Triton 3.7 would round those 64 tokens high to
+    TF32 on sm_100, asked for or not.
     """
     tokens, warps = (32, 4) if exact else (64, 8)
     positions = min(tokens, max(16, _power_of_two(length)))
-    columns, depth = 32 if exact else 64, 64 if itemsize == 2 else 32
+    columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
     return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
+
+
+def gather(D: int, itemsize: int) -> Tile:
+    """The tile of the weight's gradient when it gathers tokens: several small programs hide the latency of loads."""
+    depth = min(256 // itemsize, max(16, _power_of_two(D)))
+    return Tile(rows=1, positions=16, columns=32, depth=depth, warps=4, stages=2)
+
+
+def gathers(length: int) -> bool:
+    """Whether the weight's gradient gathers the token that won instead of multiplying by a one-hot matrix.
+
+    For 64 columns of a row of the batch the product reads the row's ceil(length / 64) tiles of 64 tokens, the gathering
+    64 tokens: both are bound by these reads, from L2.
+    """
+    return length > 64
+
+
+def sorts(length: int) -> bool:
+    """Whether the columns are sorted for hidden's gradient by the tile of 64 positions that they flow to.
+
+    Unsorted, a row of the batch reads the weight ceil(length / 64) times, sorted once, and the sort takes about as long
+    as reading a weight of D = 512 from L2 (predicted for an H100: 0.9 ms for B = 256, V = 30,522): from 3 tiles on.
+    """
+    return length > 128
 
 
 # What Triton's reductions over the positions may take of shared memory beside the operands.

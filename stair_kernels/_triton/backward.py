@@ -2,7 +2,8 @@
 
 dH += onehot(position) * g  W  and  dW += (onehot(position) * g)^T  H, the one-hot factor built in registers from the
 positions and gradients [B, V]: tensor cores, no sort, no atomics, sums in a fixed order. Tiles without a gradient are
-skipped.
+skipped. Of long rows most of that factor is 0: there each program visits only its own columns of a sorted order, and
+dW gathers the tokens that won. tiles.py says from which length on.
 """
 
 import triton
@@ -13,10 +14,9 @@ from stair_kernels._triton.forward import spans, tokens_of
 
 
 @triton.jit
-def gradients(grad_out, out, positions, rows, column, B, V, ACTIVATION: tl.constexpr):
+def gradients(grad_out, out, positions, rows, column, known, V, ACTIVATION: tl.constexpr):
     """[ROWS, COLUMNS] gradients of the logits, 0 where none flows, and the positions that they flow to."""
     at = rows[:, None].to(tl.int64) * V + column[None, :]
-    known = (rows[:, None] < B) & (column[None, :] < V)
     y = tl.load(out + at, mask=known, other=0.0)
     position = tl.load(positions + at, mask=known, other=-1).to(tl.int32)
     grad = tl.load(grad_out + at, mask=known, other=0.0)
@@ -44,7 +44,7 @@ def any_live(factor):
 def accumulate(factor, operand, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """total + factor . operand, the factor rounded to the operand's dtype."""
     rounded = factor.to(operand.dtype)
-    if INTERPRETED:  # Triton's interpreter takes the bits of bfloat16 for integers
+    if INTERPRETED:  # it takes the bits of bfloat16 for integers
         return tl.dot(rounded.to(tl.float32), operand.to(tl.float32), total, input_precision=PRECISION)
     return tl.dot(rounded, operand, total, input_precision=PRECISION)
 
@@ -56,35 +56,48 @@ def hidden_kernel(
     positions,  # [B, V]
     weight,  # [V, D]
     cu_seqlens,  # [B + 1] int32
+    order,  # [B, V] int64: the row's columns by the tile of positions that they flow to
+    bounds,  # [B, tiles + 1] int64: where each tile's begin in `order`
+    tiles,
     grad_hidden,  # [T, D] float32
     B,
     L,
     D,
     V,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr,  # 1 when sorted
     POSITIONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     VARLEN: tl.constexpr,
+    SORTED: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """A program owns a group of rows and DEPTH of D, and walks the vocabulary for every tile of its tokens."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """A program owns tiles of tokens of a group of rows and DEPTH of D, and walks the vocabulary for each."""
+    row = tl.program_id(0) * ROWS
+    rows = row + tl.arange(0, ROWS)
     d = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
     first, count = spans(rows, B, L, cu_seqlens, cu_seqlens, VARLEN, False)
-    for l0 in range(0, tl.max(count, axis=0), POSITIONS):
+    for tile in range(tl.program_id(2), tl.cdiv(tl.max(count, axis=0), POSITIONS), tl.num_programs(2)):
         total = tl.zeros([ROWS * POSITIONS, DEPTH], tl.float32)
-        for v0 in range(0, V, COLUMNS):
+        begin, end = 0, V
+        if SORTED:
+            bound = bounds + row.to(tl.int64) * (tiles + 1) + tile
+            begin, end = tl.load(bound).to(tl.int32), tl.load(bound + 1).to(tl.int32)
+        for v0 in range(begin, end, COLUMNS):
             column = v0 + tl.arange(0, COLUMNS)
-            grad, position = gradients(grad_out, out, positions, rows, column, B, V, ACTIVATION)
-            factor = one_hot(grad, position, l0, ROWS, POSITIONS, COLUMNS)
+            inside = column < end
+            if SORTED:
+                column = tl.load(order + row.to(tl.int64) * V + column, mask=inside, other=0).to(tl.int32)
+            known = (rows[:, None] < B) & inside[None, :]
+            grad, position = gradients(grad_out, out, positions, rows, column, known, V, ACTIVATION)
+            factor = one_hot(grad, position, tile * POSITIONS, ROWS, POSITIONS, COLUMNS)
             if any_live(factor):
-                known = (column[:, None] < V) & (d[None, :] < D)
-                w = tl.load(weight + column[:, None].to(tl.int64) * D + d[None, :], mask=known, other=0.0)
+                at = column[:, None].to(tl.int64) * D + d[None, :]
+                w = tl.load(weight + at, mask=inside[:, None] & (d[None, :] < D), other=0.0)
                 total = accumulate(factor, w, total, PRECISION, INTERPRETED)
-        token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
+        token, use = tokens_of(first, count, tile * POSITIONS, ROWS, POSITIONS)
         tl.store(grad_hidden + token[:, None] * D + d[None, :], total, mask=use[:, None] & (d[None, :] < D))
 
 
@@ -101,13 +114,14 @@ def weight_kernel(
     L,
     D,
     V,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr,  # 1 when gathered
     POSITIONS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     VARLEN: tl.constexpr,
     NEED_WEIGHT: tl.constexpr,
+    GATHERED: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -118,20 +132,34 @@ def weight_kernel(
     of_bias = tl.zeros([COLUMNS], tl.float32)
     for row in range(0, B, ROWS):
         rows = row + tl.arange(0, ROWS)
-        grad, position = gradients(grad_out, out, positions, rows, column, B, V, ACTIVATION)
+        known = (rows[:, None] < B) & (column[None, :] < V)
+        grad, position = gradients(grad_out, out, positions, rows, column, known, V, ACTIVATION)
         of_bias += tl.sum(grad, axis=0)
         if NEED_WEIGHT:
             first, count = spans(rows, B, L, cu_seqlens, cu_seqlens, VARLEN, False)
-            for l0 in range(0, tl.max(count, axis=0), POSITIONS):
-                factor = one_hot(grad, position, l0, ROWS, POSITIONS, COLUMNS)
-                if any_live(factor):
-                    token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
-                    known = use[:, None] & (d[None, :] < D)
-                    h = tl.load(hidden + token[:, None] * D + d[None, :], mask=known, other=0.0)
-                    total = accumulate(tl.trans(factor), h, total, PRECISION, INTERPRETED)
+            if GATHERED:
+                total += gathered(hidden, grad, position, first, d, D)
+            else:
+                for l0 in range(0, tl.max(count, axis=0), POSITIONS):
+                    factor = one_hot(grad, position, l0, ROWS, POSITIONS, COLUMNS)
+                    if any_live(factor):
+                        token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
+                        at = hidden + token[:, None] * D + d[None, :]
+                        h = tl.load(at, mask=use[:, None] & (d[None, :] < D), other=0.0)
+                        total = accumulate(tl.trans(factor), h, total, PRECISION, INTERPRETED)
     if NEED_WEIGHT:
         at = column[:, None].to(tl.int64) * D + d[None, :]
-        known = (column[:, None] < V) & (d[None, :] < D)
-        tl.store(grad_weight + at, total.to(grad_weight.dtype.element_ty), mask=known)
+        written = (column[:, None] < V) & (d[None, :] < D)
+        tl.store(grad_weight + at, total.to(grad_weight.dtype.element_ty), mask=written)
     if tl.program_id(1) == 0:
         tl.store(grad_bias + column, of_bias, mask=column < V)
+
+
+@triton.jit
+def gathered(hidden, grad, position, first, d, D):
+    """[COLUMNS, DEPTH]: a single row's gradient of each column times the token that won."""
+    # sums over the one row, not reshapes: those made Triton 3.7 fail
+    token = tl.sum(tl.where(grad != 0, first[:, None] + position, 0), axis=0)
+    grad = tl.sum(grad, axis=0)
+    h = tl.load(hidden + token[:, None] * D + d[None, :], mask=(grad != 0)[:, None] & (d[None, :] < D), other=0.0)
+    return grad[:, None] * h.to(tl.float32)

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from stair_kernels import tiles
+from stair_kernels import reference, tiles
 from stair_kernels._triton.arithmetic import CODES, activate_kernel
 from stair_kernels._triton.backward import hidden_kernel, weight_kernel
 from stair_kernels._triton.forward import forward_kernel
@@ -91,24 +91,43 @@ def vocab_pool_backward(
     """stair::vocab_pool_backward."""
     batch = _Batch(hidden, cu_seqlens)
     V, D = weight.shape
-    tile = tiles.backward(batch.length, hidden.element_size(), exact=_exact(hidden.dtype))
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,), dtype=torch.float32)
     grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
     grad_bias = weight.new_empty((V,), dtype=torch.float32)
     saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
     sizes = batch.B, batch.L, D, V
-    common = {"DEPTH": tile.depth, "VARLEN": cu_seqlens is not None}
-    common |= _shape(tile) | _numbers(hidden, activation)
-    blocks_of_d = triton.cdiv(D, tile.depth)
+    numbers = {"VARLEN": cu_seqlens is not None, **_numbers(hidden, activation)}
+    tile = tiles.backward(batch.length, D, hidden.element_size(), exact=_exact(hidden.dtype))
     with _on(hidden.device):
         if grad_hidden.numel() > 0:
-            grid = (triton.cdiv(batch.B, tile.rows), blocks_of_d)
-            hidden_kernel[grid](*saved, weight.contiguous(), batch.cu_seqlens, grad_hidden, *sizes, **common)
+            parts = triton.cdiv(batch.length, tile.positions)
+            grid = (triton.cdiv(batch.B, tile.rows), triton.cdiv(D, tile.depth), parts)
+            is_sorted = tiles.sorts(batch.length)
+            order = _order(*saved, activation, batch, tile.positions) if is_sorted else (None, None, 0)
+            operands = *saved, weight.contiguous(), batch.cu_seqlens, *order, grad_hidden
+            hidden_kernel[grid](*operands, *sizes, SORTED=is_sorted, DEPTH=tile.depth, **_shape(tile), **numbers)
         if V > 0:
-            grid = (triton.cdiv(V, tile.columns), max(1, blocks_of_d if need_weight else 1))
+            is_gathered = tiles.gathers(batch.length)
+            tile = tiles.gather(D, hidden.element_size()) if is_gathered else tile
+            grid = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
             operands = *saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias
-            weight_kernel[grid](*operands, *sizes, NEED_WEIGHT=need_weight, **common)
+            needs = {"NEED_WEIGHT": need_weight, "GATHERED": is_gathered, "DEPTH": tile.depth}
+            weight_kernel[grid](*operands, *sizes, **needs, **_shape(tile), **numbers)
     return grad_hidden, grad_weight, grad_bias
+
+
+def _order(
+    grad_out: Tensor, out: Tensor, positions: Tensor, activation: str, batch: _Batch, height: int
+) -> tuple[Tensor, Tensor, int]:
+    """Each row's columns by the tile of `height` positions that they flow to, where each tile's begin, and the number
+    of tiles; columns without a gradient come last."""
+    count = triton.cdiv(batch.L or len(batch.tokens), height)
+    live = (grad_out != 0) & (positions >= 0)
+    if activation in reference.RELU_FAMILY:
+        live &= out != 0
+    tile, order = torch.where(live, positions // height, count).sort(dim=1, stable=True)
+    edges = torch.arange(count + 1, device=out.device, dtype=tile.dtype).expand(batch.B, -1)
+    return order, torch.searchsorted(tile, edges.contiguous()), count
 
 
 def activated(raw: Tensor, activation: str) -> Tensor:
