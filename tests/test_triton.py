@@ -37,7 +37,7 @@ def test_operator_tests_in_the_interpreter(operator: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     result = subprocess.run(
         [*command, str(HERE / f"test_{operator}.py")],
-        env={**os.environ, "STAIR_TEST_KERNELS": "triton"},
+        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_TEST_KERNELS": "triton"},
         capture_output=True,
         text=True,
         timeout=900,
