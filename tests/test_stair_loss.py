@@ -155,6 +155,7 @@ def test_bad_input_names_the_argument() -> None:
             r"image: expected a vocabulary of 60 like text, got 50",
         ),
         ({"logit_scale": torch.ones(2)}, r"logit_scale: expected a float or a scalar tensor, got shape \[2\]"),
+        ({"logit_scale": torch.ones((), device="meta")}, r"logit_scale: expected device cpu like text, got meta"),
         ({"image": VocabHead(leaves[3], sk.pack_vocab(leaves[4]))}, r"image: expected a weight tensor"),
         ({"chunk": 0}, r"chunk: expected an integer >= 1, got 0"),
         ({"text": VocabHead(leaves[0], leaves[1], leaves[2], mask[:2])}, r"mask: expected \[4, 5\] bool"),
