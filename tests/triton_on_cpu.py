@@ -1,5 +1,5 @@
-"""The GPU kernels' launchers without a GPU: on CPU tensors, the kernels in Triton's interpreter or run from their PTX; on
-meta tensors, without kernels, to see what would wait for the device."""
+"""The launchers of the GPU kernels without a GPU: on CPU tensors, in Triton's interpreter or from their PTX; on meta
+tensors, without kernels, to see what would wait for the device."""
 
 from __future__ import annotations
 
