@@ -40,7 +40,7 @@ def packed() -> Tensors:
 
 def towers() -> Tensors:
     text, image = (make_head("masked", torch.float32, 37, L, 64, V) for L in (9, 33))
-    scale = 1e-3 * torch.rand(())
+    scale = 20 * torch.rand(())
     return text.hidden, text.weight, text.bias, text.mask, image.hidden, image.weight, image.bias, scale
 
 
