@@ -3,6 +3,8 @@ PYTHON ?= python3
 # ON: build the CUDA kernels and fail without nvcc. OFF: leave them out. AUTO: build them when nvcc is there.
 STAIR_CUDA ?= AUTO
 ARGS ?=
+# Where gpu-check runs the tests.
+DEVICE ?= cuda
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test sanitize sanitize-threads bench count lint format clean distclean
+.PHONY: help setup demo test gpu-check sanitize sanitize-threads bench count lint format clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ demo: setup  ## train a small STAIR on real pictures and words, index, search, e
 
 test: setup  ## run the whole test-suite; ARGS="tests/test_topk.py -x" runs a part
 	@$(BIN)/python -m pytest $(ARGS)
+
+gpu-check: setup  ## run the tests of operators and GPU on a CUDA device, or say what is missing; DEVICE=cpu, ARGS as for test
+	@$(BIN)/python tests/gpu_check.py $(DEVICE) $(ARGS)
 
 sanitize: setup  ## run the tests of operators and index on a build that stops at bad memory accesses and undefined behaviour
 	@tests/sanitize.sh address,undefined $(ARGS)

@@ -55,10 +55,8 @@ def stair_loss(
         raise ValueError(f"image: expected a vocabulary of {V} like text, got {args[1][1].shape[0]}")
     if chunk < 1:
         raise ValueError(f"chunk: expected an integer >= 1, got {chunk}")
-    scale = torch.as_tensor(logit_scale, dtype=torch.float32, device=args[0][0].device)
-    if scale.numel() != 1:
-        raise ValueError(f"logit_scale: expected a float or a scalar tensor, got shape {list(scale.shape)}")
-    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale.reshape(()), normalize, chunk)
+    scale = _scalar(logit_scale, args[0][0].device)
+    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale, normalize, chunk)
     contrastive, penalty_text, penalty_image = out[:3]
     loss = contrastive + text_flops * penalty_text + image_flops * penalty_image
     return StairLoss(loss, *out[:6])
@@ -234,6 +232,17 @@ def _no_double_backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
 
 _stair_loss.register_autograd(_backward, setup_context=_save)
 _stair_loss_backward.register_autograd(_no_double_backward)
+
+
+def _scalar(logit_scale: Tensor | float, device: torch.device) -> Tensor:
+    """[] float32 on `device`: a number is filled in there, since a copy from the host would wait for the device."""
+    if not isinstance(logit_scale, Tensor):
+        return torch.full((), logit_scale, dtype=torch.float32, device=device)
+    if logit_scale.numel() != 1:
+        raise ValueError(f"logit_scale: expected a float or a scalar tensor, got shape {list(logit_scale.shape)}")
+    if logit_scale.device != device:
+        raise ValueError(f"logit_scale: expected device {device} like text, got {logit_scale.device}")
+    return logit_scale.to(torch.float32).reshape(())
 
 
 def _pool(head: VocabHead, v0: int, chunk: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ def vocab_topk(
         activation: log_relu log(1+relu(x)) (STAIR, arXiv 2301.13081, section 3.1; SPLADE-max), relu,
             log_log_relu log(1+log(1+relu(x))), elu1p elu(x)+1 (VDR).
         sparse_grad: the weight's gradient is a torch.sparse_coo tensor of the vocabulary rows that survived anywhere in
-            the batch, each once (for torch.optim.SparseAdam), instead of a dense [V, D]; not under torch.compile.
+            the batch, each once (for torch.optim.SparseAdam), instead of a dense [V, D]; not under torch.compile, and
+            on a GPU the backward waits for the device, since the data decide the size.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.

@@ -1,4 +1,4 @@
-"""The table op -> implementations: every operator test runs over its rows; a Triton or SIMT build is one more row."""
+"""The table op -> implementations: every operator test runs over its rows; a device or a SIMT build is one more row."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from stair_kernels import _index
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+from on_device import OnDevice, named_device
+
+# Under deterministic algorithms (_poisoned_outputs) cuBLAS wants it, before its first use.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 if sanitizers := os.environ.get("STAIR_SANITIZE"):  # tests/sanitize.sh: no test may run on other libraries by mistake
     runtime = {"address,undefined": b"__asan_init", "thread": b"__tsan_init"}[sanitizers]
     for library in (Path(sk.__file__).with_name("_C.so"), Path(_index.__file__)):
@@ -34,16 +39,30 @@ class Implementation:
     """One way to run the operators."""
 
     name: str
-    operators: Any  # has vocab_topk, vocab_pool, topk, sparse_dot, flops, stair_loss
-    device: str = "cpu"
+    operators: Any  # has the public operators' names; takes and gives CPU tensors
+    device: str = "cpu"  # where the kernels run
+
+    @property
+    def device_type(self) -> str:
+        return torch.device(self.device).type
 
 
+DEVICE = named_device()
+ON_DEVICE = [] if DEVICE is None else [Implementation(f"on-{DEVICE}", OnDevice(DEVICE), DEVICE)]
 # The CPU kernels run on one instruction set a process (STAIR_CPU_ISA); test_isa.py runs the tests under every other.
-IMPLEMENTATIONS = [Implementation(f"cpu-{sk.cpu_isa()}", sk)]
+ON_CPU = [Implementation(f"cpu-{sk.cpu_isa()}", sk)]
+# A device that STAIR_TEST_DEVICE names is tested alone.
+IMPLEMENTATIONS = ON_DEVICE if ON_DEVICE and os.environ.get("STAIR_TEST_DEVICE") else ON_CPU + ON_DEVICE
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda implementation: implementation.name)
 def impl(request: pytest.FixtureRequest) -> Implementation:
+    return request.param
+
+
+@pytest.fixture(params=dict.fromkeys(implementation.device for implementation in IMPLEMENTATIONS))
+def device(request: pytest.FixtureRequest) -> str:
+    """For tests that call torch.ops or torch.compile: tensors made on it."""
     return request.param
 
 
@@ -53,8 +72,10 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
+def threads(impl: Implementation) -> Iterator[Callable[[int], None]]:
     """threads(n) sets the number of threads until the test ends."""
+    if isinstance(impl.operators, OnDevice):
+        pytest.skip(f"the CPU's threads do not split the work of {impl.device}")
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

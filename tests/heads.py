@@ -34,6 +34,9 @@ class Head:
     def args(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.hidden, self.weight, self.bias, self.mask), {"cu_seqlens": self.cu_seqlens}
 
+    def to(self, device: str) -> Head:
+        return Head(*(None if t is None else t.to(device) for t in vars(self).values()))
+
     def double(self) -> Head:
         bias = None if self.bias is None else self.bias.double()
         return Head(self.hidden.double(), self.weight.double(), bias, self.mask, self.cu_seqlens)

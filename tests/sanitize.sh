@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 root=$PWD python=$PWD/.venv/bin/python
 export STAIR_SANITIZE=${1:?expected address,undefined or thread}
 shift
+export STAIR_TEST_DEVICE=none # what is instrumented runs on the CPU
 tree=$root/build/sanitize-${STAIR_SANITIZE%%,*}
 STAIR_CUDA=OFF STAIR_BUILD_DIR=$tree/cmake "$python" setup.py -q build --build-base "$tree/setup" --build-lib "$tree/site"
 

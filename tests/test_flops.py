@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Implementation
+from on_device import require_kernel
 from test_sparse_dot import zipf_rows
 from tolerance import assert_close
 
@@ -33,8 +34,9 @@ def test_nan_reaches_the_penalty(impl: Implementation) -> None:
     assert impl.operators.flops(rows).isnan()
 
 
-def test_opcheck_and_compile() -> None:
-    rows = zipf_rows(4, 6, 20)
+def test_opcheck_and_compile(device: str) -> None:
+    require_kernel("flops", device)
+    rows = zipf_rows(4, 6, 20).to(device)
     rows.values.requires_grad_()
     torch.library.opcheck(torch.ops.stair.flops.default, (rows.values, rows.indices, 20))
     assert torch.equal(torch.compile(sk.flops, fullgraph=True, backend="aot_eager")(rows), sk.flops(rows))

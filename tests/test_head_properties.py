@@ -87,8 +87,16 @@ def test_forward_equals_the_reference(impl: Implementation, case: dict, k: int) 
     assert equal(got.values, want.values)
     pooled = impl.operators.vocab_pool(*args, activation="relu", **kwargs)
     assert equal(pooled, reference.vocab_pool(*args, activation="relu", **kwargs))
-    packed = sk.pack_vocab(head.weight, head.bias)
-    assert equal(impl.operators.vocab_pool(head.hidden, packed, None, head.mask, activation="relu", **kwargs), pooled)
+
+
+@fixed
+@given(case=heads)
+def test_a_packed_vocabulary_equals_its_weight(impl: Implementation, case: dict) -> None:
+    head = build(case)
+    args, kwargs = head.args()
+    packed = impl.operators.pack_vocab(head.weight, head.bias)
+    got = impl.operators.vocab_pool(head.hidden, packed, None, head.mask, activation="relu", **kwargs)
+    assert equal(got, impl.operators.vocab_pool(*args, activation="relu", **kwargs))
 
 
 @fixed
@@ -123,7 +131,7 @@ def test_subnormal_numbers(impl: Implementation, L: int, dtype: torch.dtype) -> 
     assert (head.hidden != 0).any()
     head.bias = None
     got = impl.operators.vocab_topk(*head.args()[0], k=30, activation="relu")
-    if dtype == torch.bfloat16 and sk.cpu_isa() in ("amx", "avx512_bf16"):
+    if dtype == torch.bfloat16 and impl.device == "cpu" and sk.cpu_isa() in ("amx", "avx512_bf16"):
         assert (got.indices == -1).all()
         return
     want = reference.vocab_topk(*head.args()[0], k=30, activation="relu")

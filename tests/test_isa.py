@@ -36,7 +36,7 @@ sys.exit(code)
 def run(isa: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, "STAIR_CPU_ISA": isa, **env},
+        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_CPU_ISA": isa, **env},
         capture_output=True,
         text=True,
         timeout=600,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Implementation
+from on_device import require_kernel
 from tolerance import assert_close
 
 import stair_kernels as sk
@@ -124,10 +125,11 @@ def test_same_bits_for_any_number_of_threads(impl: Implementation, threads) -> N
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1]))
 
 
-def test_opcheck_compile_and_autocast() -> None:
+def test_opcheck_compile_and_autocast(device: str) -> None:
+    require_kernel("stair_loss", device)
     leaves, mask = make_pair(torch.float32, 4, 60)
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    scale = torch.tensor(1.5, requires_grad=True)
+    leaves, mask = [leaf.to(device).requires_grad_() for leaf in leaves], mask.to(device)
+    scale = torch.tensor(1.5, device=device, requires_grad=True)
     args = (*leaves[:3], mask, *leaves[3:], None, scale, True, 32)
     torch.library.opcheck(torch.ops.stair.stair_loss.default, args)
 
@@ -137,7 +139,7 @@ def test_opcheck_compile_and_autocast() -> None:
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for a, b in zip(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(step(*leaves), leaves)):
         assert torch.equal(a, b)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
         low = step(*leaves)
     # autocast casts what is multiplied; the bias is added in float32
     assert torch.equal(low, step(*(leaf if leaf.dim() == 1 else leaf.bfloat16() for leaf in leaves)))
@@ -153,6 +155,7 @@ def test_bad_input_names_the_argument() -> None:
             r"image: expected a vocabulary of 60 like text, got 50",
         ),
         ({"logit_scale": torch.ones(2)}, r"logit_scale: expected a float or a scalar tensor, got shape \[2\]"),
+        ({"logit_scale": torch.ones((), device="meta")}, r"logit_scale: expected device cpu like text, got meta"),
         ({"image": VocabHead(leaves[3], sk.pack_vocab(leaves[4]))}, r"image: expected a weight tensor"),
         ({"chunk": 0}, r"chunk: expected an integer >= 1, got 0"),
         ({"text": VocabHead(leaves[0], leaves[1], leaves[2], mask[:2])}, r"mask: expected \[4, 5\] bool"),

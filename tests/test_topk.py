@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import Implementation
 from heads import DTYPES, same_rows
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_device import require_kernel
 
 import stair_kernels as sk
 from stair_kernels import reference
@@ -68,19 +69,20 @@ def test_gradient_of_an_empty_vocabulary(impl: Implementation) -> None:
     assert dense.grad.shape == (3, 0)
 
 
-def test_opcheck_and_compile() -> None:
-    dense = dense_case("dense", 3, 50, torch.float32).requires_grad_()
+def test_opcheck_and_compile(device: str) -> None:
+    require_kernel("topk", device)
+    dense = dense_case("dense", 3, 50, torch.float32).to(device).requires_grad_()
     torch.library.opcheck(torch.ops.stair.topk.default, (dense, 4))
     rows = torch.compile(sk.topk, fullgraph=True, backend="aot_eager")(dense, 4)
     same_rows(rows.detach(), sk.topk(dense, 4).detach())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 5), st.integers(0, 400), st.integers(1, 410), st.integers(0, 2**16))
-def test_any_shape_equals_the_reference(B: int, V: int, k: int, seed: int) -> None:
+def test_any_shape_equals_the_reference(impl: Implementation, B: int, V: int, k: int, seed: int) -> None:
     torch.manual_seed(seed)
     dense = dense_case("ties" if seed % 2 else "special", B, V, torch.float32)
-    same_rows(sk.topk(dense, k), reference.topk(dense, k))
+    same_rows(impl.operators.topk(dense, k), reference.topk(dense, k))
 
 
 @pytest.mark.parametrize(

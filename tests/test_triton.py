@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ import torch
 from heads import DTYPES, LAYOUTS, make_head
 from tolerance import assert_close
 
-from stair_kernels import cuda, reference, tiles
+import stair_kernels as sk
+from stair_kernels import VocabHead, cuda, loss, reference, tiles
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing compiles its kernels")
 import aot  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton_on_cpu import run_from_ptx  # noqa: E402
+from triton_on_cpu import launch_nothing, never_waiting, run_from_ptx  # noqa: E402
 
 from stair_kernels._triton import vocab_pool, vocab_topk  # noqa: E402
 
@@ -36,7 +38,7 @@ def test_operator_tests_in_the_interpreter(operator: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     result = subprocess.run(
         [*command, str(HERE / f"test_{operator}.py")],
-        env={**os.environ, "STAIR_TEST_KERNELS": "triton"},
+        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_TEST_KERNELS": "triton"},
         capture_output=True,
         text=True,
         timeout=900,
@@ -79,6 +81,61 @@ def test_vocab_topk_from_its_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
     want = reference.vocab_topk(head.hidden, head.weight, head.bias, head.mask, k=40, activation="relu")
     for ours, right in zip(got, (want.values, want.indices, want.positions)):
         assert torch.equal(ours, right)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_launchers_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    launch_nothing(monkeypatch)
+    head = make_head(layout, torch.float16, 5, 9, 20, 2 * vocab_topk.CHUNK + 100).to("meta")
+    hidden = head.hidden if head.hidden.dim() == 3 or head.cu_seqlens is not None else head.hidden[:, None]
+    args = hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None
+    with never_waiting():
+        out, positions = vocab_pool.vocab_pool(*args, "log_relu")
+        vocab_pool.vocab_pool_backward(out, out, positions, *args[:2], head.cu_seqlens, "log_relu", True, True)
+        rows = vocab_topk.vocab_topk(*args, 40, "log_relu", False)
+        vocab_topk.vocab_topk_backward(rows[0], *rows, *args[:2], head.cu_seqlens, None, "log_relu", True, True)
+
+
+def test_the_loss_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_nothing(monkeypatch)
+    towers = make_head("masked", torch.float32, 5, 9, 20, 300).to("meta").args()[0] * 2
+    scale, penalties = torch.empty((), device="meta"), torch.empty(2, device="meta")
+    with never_waiting():
+        out = loss._stair_loss._init_fn(*towers, scale, True, 128)
+        loss._stair_loss_backward._init_fn(scale, penalties, *towers, scale, *out[6:], True, 128)
+
+
+@pytest.mark.parametrize("operator", ["vocab_pool", "vocab_topk", "stair_loss"])
+def test_checks_and_gradients_never_wait_for_the_device(operator: str) -> None:
+    head = make_head("masked", torch.float32, 5, 9, 20, 300).to("meta").leaves()
+    with never_waiting():
+        if operator == "vocab_pool":
+            out = sk.vocab_pool(*head.args()[0])
+        elif operator == "vocab_topk":
+            out = sk.vocab_topk(*head.args()[0], k=7).values
+        else:
+            tower = VocabHead(*head.args()[0])
+            out = sk.stair_loss(tower, tower, logit_scale=2.0, text_flops=0.1, normalize=True).loss
+        torch.autograd.grad(out.sum(), (head.hidden, head.weight, head.bias))
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: x.cpu(),
+        lambda x: x * torch.tensor(1.5, device=x.device),
+        lambda x: x * torch.as_tensor(1.5, device=x.device),
+        lambda x: x + torch.ones(3, 4),
+    ],
+    ids=["item", "bool", "mask", "unique", "cpu", "tensor", "as_tensor", "two devices"],
+)
+def test_what_would_wait_is_noticed(waits: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), never_waiting():
+        waits(torch.empty(3, 4, device="meta"))
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import Implementation
 from heads import DTYPES, LAYOUTS, SHAPES, Head, make_head
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_device import require_kernel
 from tolerance import assert_close, max_error
 
 import stair_kernels as sk
@@ -113,23 +114,24 @@ def test_agrees_with_vocab_topk_to_the_bit(impl: Implementation) -> None:
 def test_packed_vocabulary_gives_the_same_bits(impl: Implementation) -> None:
     for dtype in DTYPES:
         head = make_head("masked", dtype, 3, 5, 20, 333)
-        packed = sk.pack_vocab(head.weight, head.bias)
+        packed = impl.operators.pack_vocab(head.weight, head.bias)
         assert torch.equal(
             impl.operators.vocab_pool(head.hidden, packed, mask=head.mask), impl.operators.vocab_pool(*head.args()[0])
         )
 
 
-def test_opcheck() -> None:
+def test_opcheck(device: str) -> None:
+    require_kernel("vocab_pool", device)
     for layout in LAYOUTS:
-        head = make_head(layout, torch.float32, 3, 4, 8, 60).leaves()
+        head = make_head(layout, torch.float32, 3, 4, 8, 60).to(device).leaves()
         hidden = head.hidden if layout != "single" else head.hidden.detach().unsqueeze(1).requires_grad_()
         args = (hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None, "log_relu")
         torch.library.opcheck(torch.ops.stair.vocab_pool.default, args)
 
 
-def test_compiles_into_one_graph() -> None:
-    head, compiled = (make_head("masked", torch.float32, 3, 4, 8, 60) for _ in range(2))
-    head = head.leaves()
+def test_compiles_into_one_graph(device: str) -> None:
+    require_kernel("vocab_pool", device)
+    head = make_head("masked", torch.float32, 3, 4, 8, 60).to(device).leaves()
     compiled = head.leaves()
     function = torch.compile(sk.vocab_pool, fullgraph=True, backend="aot_eager")
     for each, operator in ((head, sk.vocab_pool), (compiled, function)):
@@ -139,11 +141,12 @@ def test_compiles_into_one_graph() -> None:
 
 
 @pytest.mark.parametrize(("L", "dtype"), [(32767, torch.int16), (32768, torch.int32)])
-def test_positions_are_as_narrow_as_the_length_allows(impl: Implementation, L: int, dtype: torch.dtype) -> None:
-    hidden = torch.zeros(1, L, 1)
+def test_positions_are_as_narrow_as_the_length_allows(device: str, L: int, dtype: torch.dtype) -> None:
+    require_kernel("vocab_pool", device)
+    hidden = torch.zeros(1, L, 1, device=device)
     hidden[0, -1] = 1
     hidden.requires_grad_()
-    weight = torch.ones(17, 1, requires_grad=True)
+    weight = torch.ones(17, 1, device=device, requires_grad=True)
     out, positions = torch.ops.stair.vocab_pool(hidden, weight, None, None, None, None, "relu")
     assert positions.dtype == dtype
     assert (positions == L - 1).all()
@@ -153,7 +156,7 @@ def test_positions_are_as_narrow_as_the_length_allows(impl: Implementation, L: i
     assert fake[1].dtype == dtype
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     B=st.integers(1, 5),
     L=st.integers(0, 14),
@@ -164,10 +167,10 @@ def test_positions_are_as_narrow_as_the_length_allows(impl: Implementation, L: i
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_equals_the_reference(
-    B: int, L: int, D: int, V: int, layout: str, activation: str, seed: int
+    impl: Implementation, B: int, L: int, D: int, V: int, layout: str, activation: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
     head = make_head(layout, torch.float32, B, L, D, V, integers=True)
     args, kwargs = head.args()
-    got = sk.vocab_pool(*args, activation=activation, **kwargs)
+    got = impl.operators.vocab_pool(*args, activation=activation, **kwargs)
     assert max_error(got, reference.vocab_pool(*args, activation=activation, **kwargs)) <= 1e-5

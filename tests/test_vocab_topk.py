@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import Implementation
 from heads import DTYPES, LAYOUTS, SHAPES, Head, chosen_values, make_head, same_rows
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_device import require_kernel
 from tolerance import assert_close, max_error
 
 import stair_kernels as sk
@@ -208,7 +209,7 @@ def test_views_of_any_stride(impl: Implementation, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packed_vocabulary_gives_the_same_bits(impl: Implementation, dtype: torch.dtype) -> None:
     head = make_head("masked", dtype, 3, 5, 20, 333)
-    packed = sk.pack_vocab(head.weight, head.bias)
+    packed = impl.operators.pack_vocab(head.weight, head.bias)
     assert packed.shape == (333, 20)
     want = impl.operators.vocab_topk(*head.args()[0], k=9)
     same_rows(impl.operators.vocab_topk(head.hidden, packed, mask=head.mask, k=9), want)
@@ -234,8 +235,9 @@ def test_a_packed_vocabulary_of_other_sizes_is_refused() -> None:
 
 def test_packed_vocabulary_keeps_its_dtype_under_autocast(impl: Implementation) -> None:
     head = make_head("padded", torch.float32, 3, 5, 20, 333)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = impl.operators.vocab_topk(head.hidden, sk.pack_vocab(head.weight, head.bias), k=9)
+    packed = impl.operators.pack_vocab(head.weight, head.bias)
+    with torch.autocast(impl.device_type, dtype=torch.bfloat16):
+        rows = impl.operators.vocab_topk(head.hidden, packed, k=9)
     same_rows(rows, impl.operators.vocab_topk(head.hidden, head.weight, head.bias, k=9))
 
 
@@ -312,20 +314,22 @@ def test_many_threads_do_not_keep_more_candidates_than_the_dense_row(impl: Imple
     assert grown < 2048 * 30522 * 4
 
 
-def test_opcheck() -> None:
+def test_opcheck(device: str) -> None:
+    require_kernel("vocab_topk", device)
     for layout in LAYOUTS:
-        head = make_head(layout, torch.float32, 3, 4, 8, 60).leaves()
+        head = make_head(layout, torch.float32, 3, 4, 8, 60).to(device).leaves()
         hidden = head.hidden if layout != "single" else head.hidden.detach().unsqueeze(1).requires_grad_()
         args = (hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None, 7, "log_relu", False)
         torch.library.opcheck(torch.ops.stair.vocab_topk.default, args)
 
 
-def test_compiles_into_one_graph() -> None:
-    head = make_head("masked", torch.float32, 3, 4, 8, 60).leaves()
+def test_compiles_into_one_graph(device: str) -> None:
+    require_kernel("vocab_topk", device)
+    head = make_head("masked", torch.float32, 3, 4, 8, 60).to(device).leaves()
 
     def step(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, sk.SparseRows]:
         rows = sk.vocab_topk(hidden, weight, bias, head.mask, k=6)
-        return rows.values.square().sum() + sk.flops(rows), rows
+        return rows.to_dense().square().sum(), rows
 
     want, want_rows = step(head.hidden, head.weight, head.bias)
     want.backward()
@@ -341,25 +345,25 @@ def test_compiles_into_one_graph() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_runs_in_its_dtype() -> None:
+def test_autocast_runs_in_its_dtype(impl: Implementation) -> None:
     head = make_head("padded", torch.float32, 3, 4, 8, 60).leaves()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = sk.vocab_topk(head.hidden, head.weight, head.bias, k=6)
-    low = sk.vocab_topk(head.hidden.bfloat16(), head.weight.bfloat16(), head.bias, k=6)
+    with torch.autocast(impl.device_type, dtype=torch.bfloat16):
+        rows = impl.operators.vocab_topk(head.hidden, head.weight, head.bias, k=6)
+    low = impl.operators.vocab_topk(head.hidden.bfloat16(), head.weight.bfloat16(), head.bias, k=6)
     same_rows(rows.detach(), low.detach())
     rows.values.sum().backward()
     assert head.weight.grad.dtype == torch.float32
 
 
-def test_second_derivative_is_refused() -> None:
+def test_second_derivative_is_refused(impl: Implementation) -> None:
     head = make_head("padded", torch.float32, 2, 3, 4, 30).leaves()
-    rows = sk.vocab_topk(*head.args()[0], k=5)
+    rows = impl.operators.vocab_topk(*head.args()[0], k=5)
     (grad,) = torch.autograd.grad(rows.values.square().sum(), head.hidden, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiable once"):
         grad.sum().backward()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     B=st.integers(0, 5),
     L=st.integers(0, 14),
@@ -372,7 +376,7 @@ def test_second_derivative_is_refused() -> None:
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_equals_the_reference(
-    B: int, L: int, D: int, V: int, k: int, layout: str, activation: str, nan: bool, seed: int
+    impl: Implementation, B: int, L: int, D: int, V: int, k: int, layout: str, activation: str, nan: bool, seed: int
 ) -> None:
     """Integer inputs: every sum is exact, so indices and positions must be equal, not only close."""
     torch.manual_seed(seed)
@@ -382,7 +386,7 @@ def test_any_shape_equals_the_reference(
     if nan and head.hidden.numel():
         head.hidden.view(-1)[seed % head.hidden.numel()] = torch.nan
     args, kwargs = head.args()
-    got = sk.vocab_topk(*args, k=k, activation=activation, **kwargs)
+    got = impl.operators.vocab_topk(*args, k=k, activation=activation, **kwargs)
     want = reference.vocab_topk(*args, k=k, activation=activation, **kwargs)
     assert torch.equal(got.indices, want.indices)
     assert torch.equal(got.positions, want.positions)

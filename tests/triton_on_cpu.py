@@ -1,17 +1,23 @@
-"""The GPU kernels on CPU tensors, launched by their own launchers: in Triton's interpreter, or run from their PTX."""
+"""The launchers of the GPU kernels without a GPU: on CPU tensors, in Triton's interpreter or from their PTX; on meta
+tensors, without kernels, to see what would wait for the device."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 OPERATORS = {"vocab_pool": ("vocab_pool", "vocab_pool_backward"), "vocab_topk": ("vocab_topk", "vocab_topk_backward")}
+KERNELS = ("forward_kernel", "hidden_kernel", "weight_kernel", "activate_kernel")
 _LIBRARY = torch.library.Library("stair", "IMPL")  # a registration lives as long as it does
 
 
@@ -65,5 +71,43 @@ def run_from_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the test ends the launchers of vocab_pool and vocab_topk run the compiled kernels on CPU tensors."""
     from stair_kernels._triton import vocab_pool
 
-    for name in ("forward_kernel", "hidden_kernel", "weight_kernel", "activate_kernel"):
+    for name in KERNELS:
         monkeypatch.setattr(vocab_pool, name, PtxKernel(getattr(vocab_pool, name)))
+
+
+def launch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the test ends the launchers of vocab_pool and vocab_topk take meta tensors and start no kernel."""
+    from stair_kernels._triton import vocab_pool
+
+    class Nothing:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **constants: None
+
+    for name in KERNELS:
+        monkeypatch.setattr(vocab_pool, name, Nothing())
+    monkeypatch.setattr(vocab_pool, "_on", contextlib.nullcontext)
+    monkeypatch.setattr(vocab_pool, "_arch", lambda device: 80)
+    monkeypatch.setattr(vocab_pool, "_programs", lambda device: 108)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which refuses meta
+
+
+@contextlib.contextmanager
+def never_waiting() -> Iterator[None]:
+    """Raises at what a GPU would have to be waited for. On meta tensors PyTorch itself refuses what reads their data
+    (.item(), boolean indexing, .cpu()); this adds tensors made of the host's numbers, and two devices in one call."""
+    with _NothingFromTheHost(), _OneDevice():
+        yield
+
+
+class _NothingFromTheHost(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.tensor, torch.as_tensor, torch.from_numpy), f"{func.__name__} copies from the host"
+        return func(*args, **(kwargs or {}))
+
+
+class _OneDevice(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
+        assert len(devices) <= 1, f"{func} has tensors on {devices}"
+        return out
