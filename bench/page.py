@@ -70,12 +70,12 @@ body { font: 15px/1.45 "DejaVu Sans", Helvetica, Arial, sans-serif; color: #111;
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin: 2em 0 .3em; border-bottom: 1px solid #bbb; }
 figure { margin: 1em 0; break-inside: avoid; } figcaption { font-weight: bold; font-size: .9em; }
 svg { width: 100%; height: auto; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .8em; white-space: nowrap; }
-th, td { padding: .25em .6em; border-bottom: 1px solid #ddd; text-align: left; }
+table { border-collapse: collapse; font-size: .68em; white-space: nowrap; }
+th, td { padding: .3em .45em; border-bottom: 1px solid #ddd; text-align: left; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .notes { font-size: .85em; color: #333; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; } .wide { overflow: visible; }
-               table { font-size: .62em; } }
+               table { font-size: .58em; } }
 """
 
 
@@ -179,10 +179,11 @@ def _label(record: Record) -> str:
 def _apart(sizes: list[int]) -> list[str]:
     """The sizes as labels, without those that would run into the one before."""
     labels: list[str] = []
-    last, room = 0, 0.07 * math.log(sizes[-1] / sizes[0])
+    last, width = 0, math.log(sizes[-1] / sizes[0])
     for size in sizes:
-        fits = not labels or math.log(size / last) >= room
-        labels.append(f"{size:,}" if fits else "")
+        label = f"{size:,}"
+        fits = not labels or math.log(size / last) >= 0.03 * len(label) * width  # of the axis, a character
+        labels.append(label if fits else "")
         last = size if fits else last
     return labels
 
@@ -198,9 +199,9 @@ def _number(axis: Axis) -> None:
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    limit = {"limit": handles.pop("limit")}
-    names = handles | limit
-    figure.legend(names.values(), names, loc="outside upper left", ncols=len(names), frameon=False)
+    names = [name for name in (*reversed(STYLES), "limit") if name in handles]
+    marks = [handles[name] for name in names]
+    figure.legend(marks, names, loc="outside upper left", ncols=len(names), frameon=False)
 
 
 def _svg(figure: Figure, caption: str) -> str:

@@ -77,8 +77,8 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def comparison(old: Sequence[Record], new: Sequence[Record]) -> str:
-    """Old and new medians of what both runs timed. `faster`, `slower`: the middle halves of the two runs' times, between
-    their first and third quartiles, do not overlap."""
+    """Old and new medians of what both runs timed. `faster`, `slower`: the middle halves of the two runs' times,
+    between their first and third quartiles, do not overlap."""
     before, now = ({_identity(record): record for record in records} for records in (old, new))
     lines = []
     for key, record in now.items():
