@@ -182,7 +182,7 @@ def _apart(sizes: list[int]) -> list[str]:
     last, width = 0, math.log(sizes[-1] / sizes[0])
     for size in sizes:
         label = f"{size:,}"
-        fits = not labels or math.log(size / last) >= 0.03 * len(label) * width  # of the axis, a character
+        fits = not labels or math.log(size / last) >= 0.027 * len(label) * width  # of the axis, a character
         labels.append(label if fits else "")
         last = size if fits else last
     return labels
