@@ -1,6 +1,6 @@
 """Times every operator beside its rivals on this machine.
 
-    python bench/run.py                                        # the standard set, about 7 minutes on 2 cores
+    python bench/run.py                                        # the standard set, minutes on 2 cores
     python bench/run.py --device cuda                          # on the GPU; the default where torch sees one
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
     python bench/run.py --set sizes --threads 1                # all kinds of sizes
