@@ -12,7 +12,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 # What compiles the C++, installed first: `pip install -e` then builds against this torch, without an isolated copy.
 BUILD_TOOLS := setuptools cmake ninja pybind11 torch
 SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
-FORMATTED := $(SOURCES) bench/peak.cpp tests/ptx/kernels.cu tests/parallel_for.cpp tests/amx/emulator.cpp tests/portable/check.cpp
+FORMATTED := $(SOURCES) bench/peak.cpp bench/allocations.cpp tests/ptx/kernels.cu tests/parallel_for.cpp tests/amx/emulator.cpp tests/portable/check.cpp
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
                 requirements-demo.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
@@ -41,7 +41,7 @@ sanitize: setup  ## run the tests of operators and index on a build that stops a
 sanitize-threads: setup  ## the same on a build that stops when two threads touch the same memory
 	@tests/sanitize.sh thread $(ARGS)
 
-bench: setup  ## time every operator beside eager PyTorch (writes out/bench); ARGS="--op topk" runs a part
+bench: setup  ## time every operator beside eager PyTorch, with plots (writes out/bench); ARGS="--op topk" runs a part
 	@$(BIN)/python bench/run.py $(ARGS)
 
 count: setup  ## count the operators' instructions under valgrind, compare with bench/instructions.json; ARGS=--record writes it

@@ -63,7 +63,7 @@ LIMITS = (
 )
 
 
-def _sweep() -> tuple[Case, ...]:
+def _sizes() -> tuple[Case, ...]:
     """One size at a time away from a common head, and corners of the grid, each in two dtypes."""
     base = {"B": 8, "L": 24, "D": 512, "V": 30522, "k": 64}
     grid = {
@@ -92,4 +92,4 @@ def _sweep() -> tuple[Case, ...]:
     return tuple(Case("vocab_topk", shape, dtype, "untrained") for shape in shapes for dtype in ("float32", "bfloat16"))
 
 
-SETS = {"standard": STANDARD, "limits": LIMITS, "sweep": _sweep()}
+SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes()}

@@ -42,11 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run() -> None:
+    import torch
     from cases import Case
     from work import prepare
 
     for op, shape in CASES.items():
-        prepare(Case(op, shape)).variants["ours"]()
+        prepare(Case(op, shape), torch.device("cpu")).variants["ours"].run()
 
 
 def _count() -> dict[str, int]:

@@ -1,78 +1,106 @@
-"""Where and on what a benchmark ran, and its results as a markdown table."""
+"""Records of a run: read from their JSON lines, shown as a table in markdown, compared with those of another run."""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy
-import torch
+from machine import describe
 
-import stair_kernels as sk
+Record = dict[str, Any]
+CASE = ("op", "shape", "dtype", "inputs")
+COMPARED = (*CASE, "impl", "threads", "median_ms", "q1_ms", "q3_ms")
+SHOWN = (*COMPARED, "peak_bytes", "flops", "result_bytes", "roofline_ms", "machine", "roofline", "versions", "commit")
 
 TEXTS = ("operator", "shape", "dtype", "input")
-NUMBERS = ("ours, ms", "packed", "eager", "eager/ours", "rival/ours", "matmul/ours", "limit/ours", "scaling")
+TIMES = ("ours", "packed", "eager", "compiled")
+RIVALS = ("eager", "compiled", "rival", "matmul")
+MEMORY = ("ours", "eager")
+NUMBERS = ("ours, ms", *TIMES[1:], *(f"{name}/ours" for name in RIVALS), "limit/ours", "scaling")
+MEGABYTES = tuple(f"{name}, MB" for name in MEMORY)
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Machine, versions and commit: the part of a record that is the same for the whole run."""
-    return {
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "isa": sk.cpu_isa(),
-            "load": round(os.getloadavg()[0], 2),
-        },
-        "threads": threads,
-        "versions": {
-            "python": platform.python_version(),
-            "stair_kernels": sk.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
-        "commit": _commit(),
-    }
+def read(path: Path, fields: Iterable[str]) -> list[Record]:
+    """The records of a file of JSON lines; ValueError in one line when they are not, or lack a field."""
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"expected a file of JSON lines as make bench writes them, got {path}: {error}") from error
+    for number, record in enumerate(records, 1):
+        lacking = [field for field in fields if not isinstance(record, dict) or field not in record]
+        if lacking:
+            raise ValueError(f"expected records with {', '.join(lacking)}, line {number} of {path} has none")
+    if not records:
+        raise ValueError(f"expected records, {path} has none")
+    return records
 
 
-def table(records: Iterable[dict[str, Any]]) -> str:
-    """One row a case; `limit` is the roofline's time for the unavoidable work, `scaling` the time on one thread over
-    that on several. A column without a number is left out."""
-    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+def shape_of(record: Record) -> str:
+    return ", ".join(f"{name}={size:,}" for name, size in record["shape"].items())
+
+
+def by_case(records: Iterable[Record]) -> list[dict[str, Record]]:
+    """For each case, its records by implementation."""
+    cases: dict[str, dict[str, Record]] = {}
     for record in records:
-        shape = ", ".join(f"{name}={size:,}" for name, size in record["shape"].items())
-        cases.setdefault((record["op"], shape, record["dtype"], record["inputs"]), {})[record["impl"]] = record
-    rows = []
-    for key, by_impl in cases.items():
+        cases.setdefault(json.dumps([record[name] for name in CASE]), {})[record["impl"]] = record
+    return list(cases.values())
+
+
+def rows(records: Iterable[Record]) -> list[list[str]]:
+    """The table's head and one row a case; `limit` is the roofline's time for the unavoidable work, `scaling` the time
+    on one thread over that on several. A column without a number is left out."""
+    table = [[*TEXTS, *NUMBERS, *MEGABYTES]]
+    for by_impl in by_case(records):
+        case = next(iter(by_impl.values()))
         times = {impl: record["median_ms"] for impl, record in by_impl.items()}
         ours = times.get("ours")
-        cells = [_ms(times.get(impl)) for impl in ("ours", "packed", "eager")]
-        cells += [_ratio(times.get(impl), ours) for impl in ("eager", "rival", "matmul")]
+        cells = [case["op"], shape_of(case), case["dtype"], case["inputs"]]
+        cells += [_ms(times.get(impl)) for impl in TIMES]
+        cells += [_ratio(times.get(impl), ours) for impl in RIVALS]
         cells.append(f"{by_impl['ours']['roofline_ms'] / ours:.0%}" if ours else "")
         cells.append(_scaling(by_impl))
-        rows.append([*key, *cells])
-    lines = [[*TEXTS, *NUMBERS], ["---"] * len(TEXTS) + ["---:"] * len(NUMBERS), *rows]
-    filled = [any(row[column] for row in rows) for column in range(len(TEXTS + NUMBERS))]
-    return "\n".join("| " + " | ".join(cell for cell, kept in zip(line, filled) if kept) + " |" for line in lines)
+        cells += [_megabytes(by_impl[impl]["peak_bytes"]) if impl in by_impl else "" for impl in MEMORY]
+        table.append(cells)
+    filled = [any(row[column] for row in table[1:]) for column in range(len(table[0]))]
+    return [[cell for cell, kept in zip(row, filled) if kept] for row in table]
 
 
-def describe(run: dict[str, Any]) -> str:
-    """The line under the table: where these numbers come from."""
-    machine, versions, roofline = run["machine"], run["versions"], run["roofline"]
-    names = ", ".join(f"{name} {version}" for name, version in versions.items())
-    peaks = ", ".join(f"{gflops:.0f} GFLOP/s {dtype}" for dtype, gflops in roofline["gflops"].items())
-    return (
-        f"{machine['cpu']}, {run['threads']} thread(s), {machine['isa']}, load {machine['load']} at the start; "
-        f"measured limits: {peaks}, reads {roofline['read_gbps']:.1f} GB/s; {names}; commit {run['commit']}"
+def markdown(records: Sequence[Record]) -> str:
+    """The table and the line under it."""
+    head, *body = rows(records)
+    ruler = ["---" if name in TEXTS else "---:" for name in head]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ruler, *body)]
+    return "\n".join(lines) + f"\n\n{describe(records[0])}\n"
+
+
+def comparison(old: Sequence[Record], new: Sequence[Record]) -> str:
+    """Old and new medians of what both runs timed. `faster`, `slower`: the middle halves of the two runs' times,
+    between their first and third quartiles, do not overlap."""
+    before, now = ({_identity(record): record for record in records} for records in (old, new))
+    lines = []
+    for key, record in now.items():
+        if key not in before:
+            continue
+        ratio = record["median_ms"] / before[key]["median_ms"]
+        apart = record["q1_ms"] > before[key]["q3_ms"] or record["q3_ms"] < before[key]["q1_ms"]
+        verdict = ("slower" if ratio > 1 else "faster") if apart else "within the noise"
+        name = f"{record['op']} {shape_of(record)} {record['dtype']} {record['inputs']}"
+        medians = f"{_ms(before[key]['median_ms']):>8} -> {_ms(record['median_ms']):>8} ms"
+        lines.append(f"{name:<70} {record['impl']:<9} {medians} {ratio:>6.3f}x  {verdict}")
+    single = (
+        f"only in the old run: {len(before.keys() - now.keys())}, only in the new: {len(now.keys() - before.keys())}"
     )
+    return "\n".join([*lines, single]) + "\n"
 
 
-def _scaling(by_impl: dict[str, dict[str, Any]]) -> str:
+def _identity(record: Record) -> str:
+    return json.dumps([record[name] for name in (*CASE, "impl", "threads")])
+
+
+def _scaling(by_impl: dict[str, Record]) -> str:
     """How many times faster ours is on the more threads of `ours` and `rescaled`."""
     if not {"ours", "rescaled"} <= by_impl.keys():
         return ""
@@ -88,15 +116,5 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    root = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else "unknown (no git checkout)"
+def _megabytes(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e6:.3g}" if value < 100e6 else f"{value / 1e6:.0f}"

@@ -1,12 +1,16 @@
 """Times every operator beside its rivals on this machine.
 
-    python bench/run.py                                        # the standard set, about 5 minutes on 2 cores
+    python bench/run.py                                        # the standard set, minutes on 2 cores
+    python bench/run.py --device cuda                          # on the GPU; the default where torch sees one
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
-    python bench/run.py --set sweep --threads 1                # all kinds of sizes
+    python bench/run.py --set sizes --threads 1                # all kinds of sizes
     python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
+    python bench/run.py --compare out/bench/before.jsonl       # and says what became faster or slower
+    python bench/run.py --report out/bench/bench.jsonl         # makes the table and the page again, times nothing
 
-Prints a table, writes it to out/bench/bench.md, and one JSON line a measurement to out/bench/bench.jsonl. A result is
-compared with float32 PyTorch before it is timed; a wrong one ends the run with exit code 1.
+Prints a table, writes it to out/bench/bench.md, with plots to out/bench/report.html, and one JSON line a measurement
+to out/bench/bench.jsonl. A result is compared with float32 PyTorch before it is timed; a wrong one ends the run with
+exit code 1.
 """
 
 from __future__ import annotations
@@ -18,17 +22,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
+import page
 import report
-import roofline
 import torch
 from cases import DIMENSIONS, INPUTS, SETS, Case
-from timer import interleaved, on_threads
-from work import Work, prepare
+from machine import environment
+from memory import meter
+from report import Record
+from roofline import Roofline, measure_device, measure_host
+from timer import Clock, clock_of, interleaved, on_threads
+from variants import Variant, Work
+from work import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPLEMENTATIONS = ("ours", "packed", "eager", "rival", "matmul", "rescaled")
+BUILD = ROOT / "build" / "bench"
+IMPLEMENTATIONS = ("ours", "packed", "eager", "compiled", "rival", "matmul", "rescaled")
+NOT_BY_DEFAULT = {"cpu": ("compiled",), "cuda": ("rescaled",)}  # takes long to make; is about the CPU's threads
 UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, which has been checked
 # Of the largest true value. Half precision rounds the gradients once; eager PyTorch rounds its logits as well, so that
 # another position may win and take the whole gradient. So does the activation of the logits before their maximum, which
@@ -36,31 +47,86 @@ UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, whic
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
 
 
+class WrongResultError(Exception):
+    """An implementation's result is not that of float32 PyTorch."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    torch.set_num_threads(options.threads)
-    run = report.environment(options.threads)
-    cases = _cases(options)
-    limits = roofline.Roofline({}, 0.0)
-    records: list[dict[str, Any]] = []
-    for number, case in enumerate(cases, 1):
-        print(f"[{number}/{len(cases)}] {case.op} {case.sizes} {case.dtype} {case.inputs}", file=sys.stderr)
-        work = prepare(case)
-        rescaled = on_threads(work.variants["ours"], _other_threads(options.threads), options.threads)
-        variants = {**work.variants, "rescaled": rescaled}
-        work = replace(work, variants={name: variants[name] for name in options.impl if name in variants})
-        errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
-        for name, error in errors.items():
-            if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
-                print(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed", file=sys.stderr)
-                return 1
-        # Before every case: a machine that others use as well shows what it can do only now and then.
-        limits = limits.best(roofline.measure(options.threads, ROOT / "build" / "bench", min(0.2, options.seconds)))
-        records += _measure(case, work, errors, options)
-    for record in records:
-        record["roofline_ms"] = limits.time_ms(record["dtype"], record["flops"], record["mem_bytes"])
-    _write(records, {**run, "roofline": asdict(limits)}, options.out, options.json)
+    if options.report is None:
+        try:
+            records = _measured(options)
+        except WrongResultError as error:
+            print(error, file=sys.stderr)
+            return 1
+        if not records:
+            print("nothing was timed", file=sys.stderr)
+            return 1
+        _write(options.out / "bench.jsonl", _lines(records))
+    else:
+        records = options.report
+    table = report.markdown(records)
+    _write(options.out / "bench.md", table)
+    _write(options.out / "report.html", page.html(records))
+    print(_lines(records) if options.json else table, end="")
+    if options.compare is not None:
+        print("\n" + report.comparison(options.compare, records), end="")
     return 0
+
+
+def _measured(options: argparse.Namespace) -> list[Record]:
+    """One record for each implementation of each case."""
+    device, cases = options.device, options.cases
+    torch.set_num_threads(options.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    run, clock, limits = environment(device, options.threads), clock_of(device), Roofline({}, 0.0)
+    records: list[Record] = []
+    with meter(device, options.threads, BUILD) as peaks_of:
+        for number, case in enumerate(cases, 1):
+            print(f"[{number}/{len(cases)}] {case.op} {case.sizes} {case.dtype} {case.inputs}", file=sys.stderr)
+            work = _chosen(case, prepare(case, device), options)
+            if not work.variants:
+                continue
+            errors = _checked(case, work)
+            # Before every case: a machine that others use as well shows what it can do only now and then.
+            limits = limits.best(_limits(clock, options))
+            peaks = peaks_of(case, work)
+            records += _records(case, work, clock, errors, peaks, options)
+    for record in records:
+        mem_bytes = record["read_bytes"] + record["result_bytes"]
+        record["roofline_ms"] = limits.time_ms(record["dtype"], record["flops"], mem_bytes)
+    return [{**run, "roofline": asdict(limits), **record} for record in records]
+
+
+def _chosen(case: Case, work: Work, options: argparse.Namespace) -> Work:
+    """The case with the implementations that were asked for and that the device has."""
+    variants = dict(work.variants)
+    if "ours" in variants:
+        threads = _other_threads(options.threads)
+        variants["rescaled"] = Variant(on_threads(variants["ours"].run, threads, options.threads), on_host=True)
+    chosen = {}
+    for name in options.impl:
+        if name in variants and (lack := variants[name].lacks(options.device)):
+            print(f"{case.op}: {name} is left out: {lack}", file=sys.stderr)
+        elif name in variants:
+            chosen[name] = variants[name]
+    return replace(work, variants=chosen)
+
+
+def _checked(case: Case, work: Work) -> dict[str, float]:
+    """The error of each implementation that is to be checked."""
+    errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
+    for name, error in errors.items():
+        if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
+            raise WrongResultError(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed")
+    return errors
+
+
+def _limits(clock: Clock, options: argparse.Namespace) -> Roofline:
+    if options.device.type == "cuda":
+        return measure_device(options.device, clock)
+    return measure_host(options.threads, BUILD, min(0.2, options.seconds))
 
 
 def _other_threads(threads: int) -> int:
@@ -68,31 +134,40 @@ def _other_threads(threads: int) -> int:
     return 1 if threads > 1 else os.cpu_count() or 1
 
 
-def _measure(case: Case, work: Work, errors: dict[str, float], options: argparse.Namespace) -> list[dict[str, Any]]:
+def _records(
+    case: Case,
+    work: Work,
+    clock: Clock,
+    errors: dict[str, float],
+    peaks: dict[str, int],
+    options: argparse.Namespace,
+) -> list[Record]:
     """One record for each implementation."""
-    common = {"op": case.op, "shape": case.sizes, "dtype": case.dtype, "inputs": case.inputs}
-    least = {"flops": work.flops, "mem_bytes": work.mem_bytes}
     threads = {"rescaled": _other_threads(options.threads)}
+    runs = {name: variant.run for name, variant in work.variants.items()}
+    common = {"op": case.op, "shape": case.sizes, "dtype": case.dtype, "inputs": case.inputs}
+    least = {"flops": work.flops, "read_bytes": work.read_bytes, "result_bytes": work.result_bytes}
     return [
         {
             **common,
             "impl": name,
             "threads": threads.get(name, options.threads),
             **asdict(timing),
+            "peak_bytes": peaks.get(name),
             "relative_error": errors.get(name),
             **least,
         }
-        for name, timing in interleaved(work.variants, options.seconds).items()
+        for name, timing in interleaved(runs, clock, options.seconds).items()
     ]
 
 
-def _write(records: list[dict[str, Any]], run: dict[str, Any], folder: Path, as_json: bool) -> None:
-    lines = "".join(json.dumps({**run, **record}) + "\n" for record in records)
-    text = f"{report.table(records)}\n\n{report.describe(run)}\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "bench.md").write_text(text, encoding="utf-8")
-    print(lines if as_json else text, end="")
+def _lines(records: list[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _is_judged(case: Case, name: str) -> bool:
@@ -104,27 +179,23 @@ def _is_judged(case: Case, name: str) -> bool:
 def _error(work: Work, name: str) -> float:
     """The largest |got - truth| over a result's tensors, each in units of its largest true value."""
     worst = 0.0
-    for got, truth in zip(work.read(work.variants[name]()), work.truth, strict=True):
+    for got, truth in zip(work.read(work.variants[name].run()), work.truth, strict=True):
         scale = float(truth.abs().max()) if truth.numel() else 1.0
         error = float((got.float() - truth).abs().max()) if truth.numel() else 0.0
         worst = max(worst, error / max(scale, 1e-30)) if error == error else float("nan")
     return worst
 
 
-def _cases(options: argparse.Namespace) -> list[Case]:
-    """The cases of the set that fit the options, or the one case that --op and --shape describe."""
-    if options.shape:
-        return [Case(options.op, options.shape, options.dtype or "float32", options.inputs or "trained")]
-    wanted = {"op": options.op, "dtype": options.dtype, "inputs": options.inputs}
-    return [
-        case
-        for case in SETS[options.set]
-        if all(value in (None, getattr(case, name)) for name, value in wanted.items())
-    ]
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; cuda where torch sees one")
     parser.add_argument("--set", choices=SETS, default="standard", help="a group of cases")
     parser.add_argument("--op", choices=DIMENSIONS, help="only this operator")
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="only this implementation; repeatable")
@@ -132,26 +203,68 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", help=f"one case of these sizes, with --op. {shapes}")
     parser.add_argument("--dtype", choices=TOLERANCE)
     parser.add_argument("--inputs", choices=INPUTS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU")
     parser.add_argument("--seconds", type=float, default=1.5, help="time given to each implementation of each case")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of the table")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="the JSON lines of an earlier run")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="show these JSON lines instead of timing anything")
     options = parser.parse_args(arguments)
-    options.impl = options.impl or IMPLEMENTATIONS
-    if options.threads < 1:
-        parser.error(f"--threads: expected an integer >= 1, got {options.threads}")
-    if options.shape:
-        options.shape = _shape(parser, options)
+    try:
+        _check(options)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
-def _shape(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[int, ...]:
+def _check(options: argparse.Namespace) -> None:
+    """Replaces device, shape and files by what they name; ValueError names the option."""
+    if options.threads < 1:
+        raise ValueError(f"--threads: expected an integer >= 1, got {options.threads}")
+    if not options.seconds > 0:
+        raise ValueError(f"--seconds: expected a number > 0, got {options.seconds}")
+    options.device = _device(options.device)
+    skipped = NOT_BY_DEFAULT[options.device.type]
+    options.impl = options.impl or [name for name in IMPLEMENTATIONS if name not in skipped]
+    options.cases = _cases(options)
+    for name, fields in (("compare", report.COMPARED), ("report", report.SHOWN)):
+        if path := getattr(options, name):
+            try:
+                setattr(options, name, report.read(path, fields))
+            except ValueError as error:
+                raise ValueError(f"--{name}: {error}") from error
+
+
+def _device(name: str | None) -> torch.device:
+    count = torch.cuda.device_count()
+    allowed = ["cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
+    name = name or ("cuda" if count else "cpu")
+    if name not in allowed:
+        raise ValueError(f"--device: expected one of {', '.join(allowed)}, got {name}")
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    """The cases of the set that fit the options, or the one case that --op and --shape describe."""
+    if options.shape:
+        return [Case(options.op, _shape(options), options.dtype or "float32", options.inputs or "trained")]
+    wanted = {name: value for name in ("op", "dtype", "inputs") if (value := getattr(options, name))}
+    fitting = [
+        case for case in SETS[options.set] if all(value == getattr(case, name) for name, value in wanted.items())
+    ]
+    if not fitting:
+        asked = " ".join(f"--{name} {value}" for name, value in wanted.items())
+        raise ValueError(f"--set: expected one with {asked}, {options.set} has none; --shape makes a case")
+    return fitting
+
+
+def _shape(options: argparse.Namespace) -> tuple[int, ...]:
     if options.op is None:
-        parser.error("--shape: expected --op beside it, got none")
+        raise ValueError("--shape: expected --op beside it, got none")
     names = DIMENSIONS[options.op]
     sizes = options.shape.split(",")
     if len(sizes) != len(names) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        parser.error(f"--shape: expected {','.join(names)} as positive integers, got {options.shape}")
+        raise ValueError(f"--shape: expected {','.join(names)} as positive integers, got {options.shape}")
     return tuple(int(size) for size in sizes)
 
 

@@ -1,0 +1,63 @@
+"""The parts of a benchmark case: its implementations, the truth, the arithmetic and memory traffic nobody can avoid.
+
+Implementations: `ours`; `packed`, ours with pack_vocab; `eager`, PyTorch in its best order (pool first, activation on
+the pooled row; SciPy for the search); `compiled`, torch.compile of the eager head; `rival`, what else one may have (for
+the head, the activation on every logit before the pool, as SPLADE and STAIR are published; for sparse_dot, SciPy's
+product); `matmul`, only the matrix product inside, on the unmasked tokens (for the search: SciPy's product without the
+selection). `matmul` does less than the operator and is not checked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One implementation of a case."""
+
+    run: Callable[[], Any]
+    operators: tuple[str, ...] = ()  # of torch.ops.stair that it calls
+    on_host: bool = False  # SciPy's, the index's: on the CPU whatever the device
+
+    def lacks(self, device: torch.device) -> str | None:
+        """What stops it from running on the device, as PyTorch's dispatcher knows it."""
+        if self.on_host and device.type != "cpu":
+            return "it runs on the CPU only"
+        key, has_kernel = device.type.upper(), torch._C._dispatch_has_kernel_for_dispatch_key
+        missing = [name for name in self.operators if not has_kernel(f"stair::{name}", key)]
+        return f"no {key} kernel for {', '.join(missing)}" if missing else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A case with its inputs made."""
+
+    variants: dict[str, Variant]
+    read: Callable[[Any], Sequence[Tensor]]  # a variant's result as tensors that must be close to `truth`
+    truth: Sequence[Tensor]
+    flops: float  # that no implementation can avoid
+    read_bytes: float  # inputs, once
+    result_bytes: float  # outputs, once
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of `function` for one set of sizes, made at the first call (importing it takes seconds)."""
+
+    @functools.cache
+    def made() -> Callable[..., Any]:
+        torch.compiler.reset()  # the sizes of earlier cases count against the limit of recompilations
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    return lambda *args: made()(*args)
+
+
+def size(*tensors: Tensor) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
