@@ -87,7 +87,7 @@ def launch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(vocab_pool, name, Nothing())
     monkeypatch.setattr(vocab_pool, "_on", contextlib.nullcontext)
     monkeypatch.setattr(vocab_pool, "_arch", lambda device: 80)
-    monkeypatch.setattr(vocab_pool, "_programs", lambda device: 108)
+    monkeypatch.setattr(vocab_pool, "_multiprocessors", lambda device: 108)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which refuses meta
 
 
