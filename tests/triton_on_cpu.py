@@ -4,6 +4,7 @@ tensors, without kernels, to see what would wait for the device."""
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,8 +38,9 @@ def replace_cpu_kernels() -> None:
 class PtxKernel:
     """Stands in for a @triton.jit kernel: compiled for sm_80 for the arguments at hand, its PTX run on CPU tensors."""
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, only_last: bool) -> None:
         self.kernel = kernel
+        self.only_last = only_last
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         from aot import compile_for
@@ -55,7 +57,8 @@ class PtxKernel:
             signature = {name: signature_of(value) for name, value in given.items()}
             aligned = [name for name, value in given.items() if isinstance(value, int) and value % 16 == 0]
             compiled = compile_for(self.kernel, signature, constants, 80, num_warps, num_stages, aligned, maxnreg)
-            run(compiled, grid, {name: given[name] for name in compiled.signature})
+            first_cta = math.prod(grid) - 1 if self.only_last else 0
+            run(compiled, grid, {name: given[name] for name in compiled.signature}, first_cta=first_cta)
 
         return launch
 
@@ -67,12 +70,15 @@ def signature_of(value: Tensor | int) -> str:
     return "*" + kinds.get(value.dtype, str(value.dtype).replace("torch.int", "i"))
 
 
-def run_from_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the test ends the launchers of vocab_pool and vocab_topk run the compiled kernels on CPU tensors."""
+def run_from_ptx(monkeypatch: pytest.MonkeyPatch, only_last: bool = False) -> None:
+    """Until the test ends the launchers of vocab_pool and vocab_topk run the compiled kernels on CPU tensors.
+
+    With `only_last`, the last program of each grid and no other.
+    """
     from stair_kernels._triton import vocab_pool
 
     for name in KERNELS:
-        monkeypatch.setattr(vocab_pool, name, PtxKernel(getattr(vocab_pool, name)))
+        monkeypatch.setattr(vocab_pool, name, PtxKernel(getattr(vocab_pool, name), only_last))
 
 
 def launch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

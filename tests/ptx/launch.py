@@ -30,8 +30,9 @@ def run(
     grid: tuple[int, ...],
     arguments: Mapping[str, Tensor | int | float] | Sequence[Tensor | int | float],
     order: Order | None = None,
+    first_cta: int = 0,
 ) -> None:
-    """Runs a compiled kernel; what it stores is in the tensors afterwards."""
+    """Runs a compiled kernel from `first_cta` on; what it stores is in the tensors afterwards."""
     if not isinstance(arguments, Mapping):
         arguments = dict(zip(compiled.signature, arguments, strict=True))
     if set(arguments) != set(compiled.signature):
@@ -46,7 +47,7 @@ def run(
         code = "Q" if kind.startswith("*") else _STRUCT[kind]
         struct.pack_into(f"<{code}", packed, parameter.offset_bytes, value)
     block = (compiled.num_warps * WARP,)
-    program.launch(grid, block, bytes(packed), memory, compiled.shared_bytes, order)
+    program.launch(grid, block, bytes(packed), memory, compiled.shared_bytes, order, first_cta=first_cta)
 
 
 def _address(memory: GlobalMemory, name: str, tensor: Any) -> int:

@@ -56,12 +56,14 @@ class Program:
         dynamic_shared_bytes: int = 0,
         order: Order | None = None,
         max_steps: int = 10**6,
+        first_cta: int = 0,
     ) -> None:
-        """Runs every CTA. `max_steps` bounds the instructions of the lanes that run together."""
+        """Runs every CTA from `first_cta` on. `max_steps` bounds the instructions of the lanes that run together."""
         if len(parameters) != self.kernel.parameter_bytes:
             expected = f"{self.kernel.parameter_bytes} bytes for {self.kernel.name}"
             raise ValueError(f"parameters: expected {expected}, got {len(parameters)}")
-        launch = _Launch(self, _three(grid), _three(block), parameters, memory, dynamic_shared_bytes, max_steps)
+        sizes = _three(grid), _three(block)
+        launch = _Launch(self, *sizes, parameters, memory, dynamic_shared_bytes, max_steps, first_cta)
         order = order or Order()
         memory.begin_launch()
         with np.errstate(all="ignore"):
@@ -83,6 +85,7 @@ class _Launch:
         memory: GlobalMemory,
         dynamic_shared_bytes: int,
         max_steps: int,
+        first_cta: int,
     ) -> None:
         self.program = program
         self.grid = grid
@@ -92,13 +95,13 @@ class _Launch:
         self.shared_bytes = program.kernel.shared_bytes + dynamic_shared_bytes
         self.max_steps = max_steps
         self.warps = -(-int(np.prod(block)) // WARP)
-        self.ctas = int(np.prod(grid))
+        self.ctas = range(first_cta, int(np.prod(grid)))
 
     def run_lockstep(self) -> None:
         """All warps of as many CTAs as make LOCKSTEP_LANES."""
         batch = max(LOCKSTEP_LANES // (self.warps * WARP), 1)
-        for first in range(0, self.ctas, batch):
-            ctas = np.arange(first, min(first + batch, self.ctas))
+        for first in self.ctas[::batch]:
+            ctas = np.arange(first, min(first + batch, self.ctas.stop))
             shared = SharedMemory(len(ctas), self.warps, self.shared_bytes)
             group = self._lanes(ctas, np.arange(self.warps), shared)
             self._run_ctas([group], shared, len(ctas), Order())
@@ -106,7 +109,7 @@ class _Launch:
     def run_in_order(self, order: Order) -> None:
         """One CTA after the other, and one warp after the other."""
         generator = random.Random(order.seed)
-        for cta in _arranged(list(range(self.ctas)), order, generator):
+        for cta in _arranged(list(self.ctas), order, generator):
             shared = SharedMemory(1, self.warps, self.shared_bytes)
             groups = [self._lanes(np.array([cta]), np.array([warp]), shared) for warp in range(self.warps)]
             self._run_ctas(groups, shared, 1, order, generator)

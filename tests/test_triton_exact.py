@@ -1,0 +1,192 @@
+"""The GPU kernels from their PTX on integers, whose sums are exact: equal to the bit. Small, for a fault each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from heads import Head, make_head
+from torch import Tensor
+
+from stair_kernels import reference
+
+pytest.importorskip("triton", reason="Triton is not installed: nothing compiles its kernels")
+from triton_on_cpu import run_from_ptx
+
+from stair_kernels._triton import vocab_pool, vocab_topk
+
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
+B, L, D, V = 5, 20, 70, 70  # several tiles of each but L, and a tail
+
+
+def make_ragged() -> Head:
+    """Rows of 20 on average share a tile; one takes three, one is empty. Token 0, which tails point to, wins some."""
+    head = make_head("packed", torch.float16, 1, 104, D, V, integers=True)
+    head.hidden[0] *= 2
+    head.cu_seqlens = torch.tensor([0, 70, 70, 83, 103, 104], dtype=torch.int32)
+    return head
+
+
+def run_pool(head: Head, activation: str = "raw") -> tuple[Tensor, Tensor]:
+    return vocab_pool.vocab_pool(head.hidden, head.weight, head.bias, head.mask, head.cu_seqlens, None, activation)
+
+
+def equals_reference(head: Head) -> None:
+    values, positions = run_pool(head)
+    args = head.hidden, head.weight, head.bias, head.mask, head.cu_seqlens
+    want_values, want_positions = reference.pooled_logits(*args, torch.float32)
+    assert torch.equal(positions.long(), want_positions)
+    assert torch.equal(values.nan_to_num(nan=-7.0), want_values.nan_to_num(nan=-7.0))
+
+
+@pytest.fixture(autouse=True)
+def _ptx(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_from_ptx(monkeypatch)
+
+
+def test_pool_of_ragged_rows() -> None:
+    equals_reference(make_ragged())
+
+
+def test_pool_of_masked_rows() -> None:
+    """The last row is empty; another one's only token is its last."""
+    head = make_head("masked", torch.float16, B, L, D, V, integers=True)
+    head.mask[1] = torch.arange(L) == L - 1
+    equals_reference(head)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["seen", "masked"])
+def test_nan_wins_unless_masked(masked: bool) -> None:
+    head = make_head("masked", torch.float16, 2, L, 16, 16, integers=True)
+    head.mask[:] = True
+    head.mask[0, 3] = not masked
+    head.hidden[0, 3, 0] = torch.nan
+    head.hidden[1, 3, 0] = -torch.nan
+    equals_reference(head)
+
+
+def test_equal_tokens_go_to_the_first() -> None:
+    """In a row of one tile and in one of three."""
+    head = make_ragged()
+    head.hidden[:] = head.hidden[0]
+    equals_reference(head)
+
+
+def test_bias_is_added_after_the_maximum() -> None:
+    """1 + 2^26 and 2 + 2^26 round to the same; the position is still that of 2."""
+    hidden = torch.tensor([[[1.0], [2.0]]], dtype=torch.float16)
+    head = Head(hidden, torch.ones(3, 1, dtype=torch.float16), torch.full((3,), 2.0**26))
+    values, positions = run_pool(head)
+    assert (positions == 1).all()
+    assert (values == 2.0**26).all()
+
+
+@pytest.mark.parametrize(
+    ("longest", "dtype"), [(2**15 - 1, torch.int16), (2**15 + 1, torch.int32)], ids=["int16", "int32"]
+)
+def test_positions_fit_their_type(longest: int, dtype: torch.dtype) -> None:
+    head = Head(torch.empty(0, longest, 1), torch.empty(3, 1))
+    assert run_pool(head)[1].dtype == dtype
+
+
+def gradients_equal(head: Head, grad: Tensor, of: str) -> None:
+    """Under relu, against the C++ operator."""
+    raw, positions = reference.pooled_logits(*head.args()[0], head.cu_seqlens, torch.float32)
+    out = torch.where(positions >= 0, raw.relu(), 0.0)
+    saved = (
+        grad,
+        out,
+        positions.short(),
+        head.hidden,
+        head.weight,
+        head.cu_seqlens,
+        "relu",
+        of == "hidden",
+        of == "weight",
+    )
+    wanted = torch.ops.stair.vocab_pool_backward(*saved)
+    for got, want in zip(vocab_pool.vocab_pool_backward(*saved), wanted):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("of", ["hidden", "weight"])
+def test_gradients_of_ragged_rows(of: str) -> None:
+    gradients_equal(make_ragged(), torch.randint(-2, 3, (B, V)).float(), of)
+
+
+@pytest.mark.parametrize("of", ["hidden", "weight"])
+def test_negative_gradients(of: str) -> None:
+    """A tile whose gradients are all negative is not one without gradients."""
+    gradients_equal(make_head("padded", torch.float16, 2, 3, 16, 16, integers=True), torch.full((2, 16), -1.0), of)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_slope_is_that_of_the_activation(activation: str) -> None:
+    """The gradient of one token's bias against autograd's in float64; none where the row is empty or the entry 0."""
+    raw = torch.tensor([[-3.0, -0.5, 0.25, 1.0, 6.0, 40.0]])
+    x = raw.double().requires_grad_()
+    reference.ACTIVATIONS[activation](x).sum().backward()
+    out = reference.ACTIVATIONS[activation](raw)
+    empty = torch.zeros_like(out)
+    positions = torch.tensor([0, -1], dtype=torch.int16)[:, None].repeat(1, raw.shape[1])
+    hidden, weight = torch.zeros(2, 1, 1), torch.zeros(raw.shape[1], 1)
+    saved = torch.ones(2, raw.shape[1]), torch.cat([out, empty]), positions, hidden, weight, None, activation
+    got = vocab_pool.vocab_pool_backward(*saved, False, False)[2]
+    assert (got - x.grad[0]).abs().max() <= 1e-6
+
+
+def test_a_gradient_of_zero_stops_at_nan() -> None:
+    out, positions = torch.tensor([[torch.nan, torch.nan]]), torch.zeros(1, 2, dtype=torch.int16)
+    saved = torch.tensor([[0.0, 1.0]]), out, positions, torch.zeros(1, 1, 1), torch.zeros(2, 1), None, "relu"
+    got = vocab_pool.vocab_pool_backward(*saved, False, False)[2]
+    assert got[0] == 0
+    assert got[1].isnan()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation(activation: str) -> None:
+    """To 2e-7 of the float64 value (in elu1p, exp of a large negative number: of 1); NaN stays."""
+    x = torch.cat([torch.logspace(-30, 30, 601), -torch.logspace(-5, 2, 50), torch.tensor([0.0, torch.inf, torch.nan])])
+    got, want = vocab_pool.activated(x, activation).double(), reference.ACTIVATIONS[activation](x.double())
+    assert torch.equal(got.isnan(), want.isnan())
+    differs = (got != want) & ~want.isnan()
+    scale = want[differs].abs().clamp(min=1.0 if activation == "elu1p" else 0.0)
+    assert ((got - want)[differs].abs() <= 2e-7 * scale).all()
+
+
+def make_topk_head(activation: str) -> tuple[Head, tuple]:
+    """Over several chunks of the vocabulary."""
+    head = make_head("masked", torch.float16, 3, 4, 8, 150, integers=True)
+    return head, (head.hidden, head.weight, head.bias, head.mask, None, None, 40, activation, False)
+
+
+@pytest.mark.parametrize("case", ["relu", "elu1p", "nan"])
+def test_topk_over_chunks(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Ties, and a row of nothing above 0; negative logits; a NaN in the first chunk."""
+    monkeypatch.setattr(vocab_topk, "CHUNK", 64)
+    activation = "relu" if case == "nan" else case
+    head, args = make_topk_head(activation)
+    if case == "relu":
+        head.hidden[1] = 0
+        head.bias.clamp_(max=0)
+    if case == "nan":
+        head.weight[5, 0] = torch.nan
+    if case == "elu1p":
+        head.bias -= 30
+    got = vocab_topk.vocab_topk(*args)
+    want = reference.vocab_topk(head.hidden, head.weight, head.bias, head.mask, k=40, activation=activation)
+    assert torch.equal(got[1], want.indices)
+    assert torch.equal(got[2], want.positions)
+    assert torch.allclose(got[0], want.values, rtol=3e-7, atol=1e-9, equal_nan=True)
+
+
+def test_topk_gradients_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The survivors stand at both ends of every chunk."""
+    monkeypatch.setattr(vocab_topk, "CHUNK", 64)
+    head, _ = make_topk_head("relu")
+    indices = torch.tensor([0, 63, 64, 127, 128, 149], dtype=torch.int32).repeat(3, 1)
+    grad, values = torch.randint(1, 5, (3, 6)).float(), torch.randint(1, 5, (3, 6)).float()
+    positions = torch.randint(0, 4, (3, 6), dtype=torch.int32)
+    saved = grad, values, indices, positions, head.hidden, head.weight, None, None, "relu", True, True
+    wanted = torch.ops.stair.vocab_topk_backward(*saved)
+    for got, want in zip(vocab_topk.vocab_topk_backward(*saved), wanted):
+        assert torch.equal(got, want)
