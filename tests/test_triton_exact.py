@@ -54,9 +54,10 @@ def test_pool_of_masked_rows() -> None:
     equals_reference(head)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["seen", "masked"])
-def test_nan_wins_unless_masked(masked: bool) -> None:
-    head = make_head("masked", torch.float16, 2, L, 16, 16, integers=True)
+@pytest.mark.parametrize(("positions", "masked"), [(L, False), (L, True), (140, False)], ids=["seen", "masked", "early"])
+def test_nan_wins_unless_masked(positions: int, masked: bool) -> None:
+    """Early: in the first of two tiles."""
+    head = make_head("masked", torch.float16, 2, positions, 16, 16, integers=True)
     head.mask[:] = True
     head.mask[0, 3] = not masked
     head.hidden[0, 3, 0] = torch.nan
@@ -111,6 +112,17 @@ def gradients_equal(head: Head, grad: Tensor, of: str) -> None:
 @pytest.mark.parametrize("of", ["hidden", "weight"])
 def test_gradients_of_ragged_rows(of: str) -> None:
     gradients_equal(make_ragged(), torch.randint(-2, 3, (B, V)).float(), of)
+
+
+def test_bias_gradient_beside_several_blocks_of_d() -> None:
+    gradients_equal(make_head("padded", torch.float32, 2, 3, 40, 16, integers=True), torch.ones(2, 16), "weight")
+
+
+@pytest.mark.parametrize("of", ["hidden", "weight"])
+def test_gradients_of_long_rows(of: str) -> None:
+    """Three tiles of positions, of which one is a tail: columns are sorted, tokens gathered."""
+    head = make_head("padded", torch.float16, 2, 140, 20, 100, integers=True)
+    gradients_equal(head, torch.randint(-2, 3, (2, 100)).float(), of)
 
 
 @pytest.mark.parametrize("of", ["hidden", "weight"])

@@ -79,7 +79,7 @@ def test_tokens_past_2_to_the_31(monkeypatch: pytest.MonkeyPatch, far: Far) -> N
 def test_entries_past_2_to_the_31(monkeypatch: pytest.MonkeyPatch, far: Far) -> None:
     """B * V: the last program of the forward and of hidden's gradient, which own the last rows."""
     run_from_ptx(monkeypatch, only_last=True)
-    monkeypatch.setattr(vocab_pool, "_programs", lambda device: 2**31)  # one a tile
+    monkeypatch.setattr(vocab_pool, "_multiprocessors", lambda device: 2**31)  # one a tile
     monkeypatch.setattr(vocab_pool, "weight_kernel", defaultdict(lambda: lambda *args, **constants: None))
     D, V = 16, 80
     B = 2**31 // V + 2 * FEW
@@ -98,7 +98,7 @@ def test_entries_past_2_to_the_31(monkeypatch: pytest.MonkeyPatch, far: Far) -> 
 def test_weights_past_2_to_the_31(monkeypatch: pytest.MonkeyPatch, far: Far) -> None:
     """V * D: the last program of the forward and of the weight's gradient, which own the last columns."""
     run_from_ptx(monkeypatch, only_last=True)
-    monkeypatch.setattr(vocab_pool, "_programs", lambda device: 2**31)
+    monkeypatch.setattr(vocab_pool, "_multiprocessors", lambda device: 2**31)
     D = 64
     V = 2**31 // D + 2 * FEW
     hidden, weight = integers(1, 1, D), far(V, D)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from aot import Compiled
 from torch import Tensor
 
 from ptx.machine import Order, Program
 from ptx.memory import GlobalMemory
+
+if TYPE_CHECKING:
+    from aot import Compiled
 
 _STRUCT = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 _STRUCT |= {"fp32": "f", "fp64": "d", "fp16": "e"}
