@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 SIMT = ROOT / "tests" / "simt"
 CXX = os.environ.get("CXX", "g++")
@@ -19,9 +21,21 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 WITHOUT = None if platform.machine() in ("x86_64", "AMD64") else "tests/simt switches stacks in x86-64 assembly"
 
 
-def compile_simt(sources: Sequence[Path], target: Path, sanitize: str = "", flags: Sequence[str] = ()) -> None:
+def compile_simt(
+    sources: Sequence[Path], target: Path, sanitize: str = "", flags: Sequence[str] = (), libraries: Sequence[Path] = ()
+) -> None:
     """Links `sources`, compiled with the sanitizers, and the runtime, compiled without, into `target`."""
-    common = ["-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SIMT}", f"-ffile-prefix-map={ROOT}/="]
+    common = [
+        "-std=c++17",
+        "-g",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        f"-I{SIMT}",
+        f"-ffile-prefix-map={ROOT}/=",
+    ]
     watched = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
     runtime = {"": [], "address,undefined": ["-DSIMT_ADDRESS_SANITIZER"], "thread": ["-DSIMT_THREAD_SANITIZER"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +50,7 @@ def compile_simt(sources: Sequence[Path], target: Path, sanitize: str = "", flag
             ):
                 assert result.returncode == 0, result.stderr
         shared = ["-shared"] if target.suffix == ".so" else []
-        linked = run([CXX, *shared, *watched, *objects, "-o", str(target)])
+        linked = run([CXX, *shared, *watched, *objects, *map(str, libraries), "-o", str(target)])
         assert linked.returncode == 0, linked.stderr
 
 
@@ -46,3 +60,15 @@ def is_runtime(source: Path) -> bool:
 
 def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
+
+
+def build_kernels(target: Path, sanitize: str = "") -> None:
+    """A library that registers the operators of csrc/cuda for CPU tensors, in place of the CPU's own kernels."""
+    torch_root = Path(torch.__file__).parent
+    flags = [f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    compile_simt(KERNELS, target, sanitize, flags, [torch_root / "lib" / "libtorch_cpu.so"])
+
+
+def replace_cpu_kernels(library: Path) -> None:
+    """From here on, in this process, CPU tensors run the kernels of csrc/cuda."""
+    torch.ops.load_library(library)

@@ -4,6 +4,7 @@
 // A kernel's own `__shared__ int x[8]` is written STAIR_SHARED(x, int[8]), and a launch is launch() of
 // csrc/cuda/launch.cuh.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -161,6 +162,9 @@ T atomicCAS(T* place, T expected, T value) {
   __atomic_compare_exchange_n(place, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
+
+using std::max;
+using std::min;
 
 template <class T>
 T __ldg(const T* place) {
