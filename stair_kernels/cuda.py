@@ -1,14 +1,19 @@
-"""The operators on the CUDA key. Triton is imported when the first of them runs, not before."""
+"""The operators on the CUDA key: those in Triton, which is imported when the first of them runs, and what stands in for
+those of csrc/cuda where `_C_cuda.so` was not built."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+COMPILED = ("topk", "topk_merge")  # csrc/cuda
 
 
 def _import(name: str) -> ModuleType:
@@ -22,6 +27,20 @@ def _register(operator: str, module: str) -> None:
     def _(*args: Any) -> Any:
         return getattr(_import(module), operator)(*args)
 
+
+def _refuse(operator: str) -> Callable[..., Any]:
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError(
+            f"stair_kernels: {operator} on CUDA tensors needs _C_cuda.so, which is not built: install the CUDA toolkit "
+            "and run `make setup STAIR_CUDA=ON`, or `STAIR_CUDA=ON pip install .`"
+        )
+
+    return refuse
+
+
+if not Path(__file__).with_name("_C_cuda.so").exists():
+    for _operator in COMPILED:
+        torch.library.impl(f"stair::{_operator}", "CUDA", _refuse(_operator))
 
 _register("vocab_pool", "vocab_pool")
 _register("vocab_pool_backward", "vocab_pool")

@@ -114,12 +114,13 @@ def topk(dense: Tensor, k: int) -> SparseRows:
 
     Raises:
         ValueError: on a wrong shape or dtype, or k < 1.
+        RuntimeError: on a GPU, where min(k, V) is above 2,048.
     """
     _check_tensor("dense", dense)
     if dense.dim() != 2 or dense.dtype not in DTYPES:
         raise ValueError(f"dense: expected [B, V] in {_names(DTYPES)}, got {list(dense.shape)} {dense.dtype}")
     _check_k(k)
-    _check_device("dense", dense)
+    _check_device("dense", dense, on_gpu=True)
     values, indices = torch.ops.stair.topk(dense, k)
     return trusted_rows(values, indices, None, dense.shape[1])
 

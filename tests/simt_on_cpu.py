@@ -1,13 +1,14 @@
-"""CUDA C++ compiled by g++ with tests/simt in place of nvcc: programs, and csrc/cuda's kernels on CPU tensors."""
+"""CUDA C++ compiled by g++ with tests/simt in place of nvcc: small kernels as a program, csrc/cuda's as operators."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,59 +17,57 @@ ROOT = Path(__file__).resolve().parents[1]
 SIMT = ROOT / "tests" / "simt"
 CXX = os.environ.get("CXX", "g++")
 ORDERS = ("forward", "reverse", "shuffled")  # STAIR_SIMT_ORDER
-SANITIZERS = ("address,undefined", "thread")
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-WITHOUT = None if platform.machine() in ("x86_64", "AMD64") else "tests/simt switches stacks in x86-64 assembly"
+RUNTIME = [SIMT / f"{name}.cpp" for name in ("fiber", "runtime", "waiting")]
+ASAN, TSAN = "address,undefined", "thread"
+TOLD_OF = {"": [], ASAN: ["-DSIMT_ADDRESS_SANITIZER"], TSAN: ["-DSIMT_THREAD_SANITIZER"]}
+RUNTIME_LIBRARY = {"": None, ASAN: "libasan.so", TSAN: "libtsan.so"}
 
 
-def compile_simt(
-    sources: Sequence[Path], target: Path, sanitize: str = "", flags: Sequence[str] = (), libraries: Sequence[Path] = ()
-) -> None:
-    """Links `sources`, compiled with the sanitizers, and the runtime, compiled without, into `target`."""
-    common = [
-        "-std=c++17",
-        "-g",
-        "-fPIC",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-unknown-pragmas",
-        f"-I{SIMT}",
-        f"-ffile-prefix-map={ROOT}/=",
-    ]
-    watched = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
-    runtime = {"": [], "address,undefined": ["-DSIMT_ADDRESS_SANITIZER"], "thread": ["-DSIMT_THREAD_SANITIZER"]}
-    with tempfile.TemporaryDirectory() as folder:
-        commands = [
-            ["-O2", *runtime[sanitize], str(source)] for source in sorted(SIMT.glob("*.cpp")) if is_runtime(source)
-        ]
-        commands += [["-O1" if sanitize else "-O2", *watched, *flags, "-x", "c++", str(source)] for source in sources]
-        objects = [str(Path(folder) / f"{number}.o") for number in range(len(commands))]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for result in pool.map(
-                lambda pair: run([CXX, *common, *pair[0], "-c", "-o", pair[1]]), zip(commands, objects)
-            ):
-                assert result.returncode == 0, result.stderr
-        shared = ["-shared"] if target.suffix == ".so" else []
-        linked = run([CXX, *shared, *watched, *objects, *map(str, libraries), "-o", str(target)])
-        assert linked.returncode == 0, linked.stderr
+def missing() -> str | None:
+    """What keeps the kernels from being compiled here."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "tests/simt switches stacks in the assembly of x86-64"
+    return None if shutil.which(CXX) else f"no {CXX}: nothing compiles the kernels for the host"
 
 
-def is_runtime(source: Path) -> bool:
-    return source.name != "faults.cpp"
+@dataclass(frozen=True)
+class Built:
+    faults: Path  # the program of tests/simt/faults.cpp
+    kernels: Path  # registers the operators of csrc/cuda for CPU tensors, in place of the CPU's own
+    preload: str  # what a Python that loads `kernels` has to begin with
 
 
-def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
-
-
-def build_kernels(target: Path, sanitize: str = "") -> None:
-    """A library that registers the operators of csrc/cuda for CPU tensors, in place of the CPU's own kernels."""
+def build(folder: Path, sanitize: str = "") -> Built:
+    """Compiles the kernels with these sanitizers and the runtime without, for the two to be told apart."""
     torch_root = Path(torch.__file__).parent
-    flags = [f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    compile_simt(KERNELS, target, sanitize, flags, [torch_root / "lib" / "libtorch_cpu.so"])
+    common = ["-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{SIMT}"]
+    common += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch_root / "include"), f"-ffile-prefix-map={ROOT}/="]
+    common += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    watched = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
+    kernel_flags = ["-O1" if sanitize else "-O2", *watched, "-x", "c++"]
+    sources = [*KERNELS, SIMT / "faults.cpp", *RUNTIME]  # the slowest first
+    objects = {source: folder / f"{source.name}.o" for source in sources}
+
+    def compile_one(source: Path) -> None:
+        flags = ["-O2", *TOLD_OF[sanitize]] if source in RUNTIME else kernel_flags
+        must_run([CXX, *common, *flags, "-c", str(source), "-o", str(objects[source])])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources))
+    runtime = [str(objects[source]) for source in RUNTIME]
+    faults, kernels = folder / "faults", folder / "kernels.so"
+    must_run([CXX, *watched, str(objects[SIMT / "faults.cpp"]), *runtime, "-o", str(faults)])
+    operators = [str(objects[source]) for source in KERNELS]
+    torch_cpu = str(torch_root / "lib" / "libtorch_cpu.so")
+    must_run([CXX, "-shared", *watched, *operators, *runtime, torch_cpu, "-o", str(kernels)])
+    library = RUNTIME_LIBRARY[sanitize]
+    # libstdc++ beside the sanitizer's library, which otherwise finds no exceptions to watch in a Python written in C
+    names = [library, "libstdc++.so.6"] if library else []
+    return Built(faults, kernels, " ".join(must_run([CXX, f"-print-file-name={name}"]).strip() for name in names))
 
 
-def replace_cpu_kernels(library: Path) -> None:
-    """From here on, in this process, CPU tensors run the kernels of csrc/cuda."""
-    torch.ops.load_library(library)
+def must_run(command: Sequence[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
