@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kTile = 4096;  // elements that a block reads at a time: 16 a thread, two to eight loads in flight
 constexpr int kEach = kTile / kThreads;
+constexpr int kBlocksEach = 4;  // on a multiprocessor: 64 registers a thread, 64 KiB of loads in flight
 constexpr float kInfinity = INFINITY;
 
 struct BFloat16 {
@@ -43,7 +44,7 @@ struct Element<uint64_t> {
 
 // out[i] is element at + i of `elements`, none outside of [begin, end). elements + at is a multiple of 16 bytes.
 template <class T, int N>
-__device__ __forceinline__ void load(const T* elements, int64_t at, int64_t begin, int64_t end,
+__device__ __forceinline__ void load(const T* elements, int at, int begin, int end,
                                      typename Element<T>::Value (&out)[N]) {
   static_assert(N * sizeof(T) == 16);
   if (at >= begin && at + N <= end) {
@@ -64,21 +65,21 @@ __device__ __forceinline__ void load(const T* elements, int64_t at, int64_t begi
 // Offers row [n], whose first element has the index `first`. It may start anywhere: V need not be a multiple of 16
 // bytes.
 template <class T>
-__device__ void offer_row(Selection& selection, const T* row, int64_t n, int first) {
+__device__ void offer_row(Selection& selection, const T* row, int n, int first) {
   constexpr int N = 16 / sizeof(T), kLoads = kEach / N;
   const auto begin = int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
   const T* elements = row - begin;
-  const int64_t end = begin + n;
-  for (int64_t tile = 0; tile < end; tile += kTile) {
+  const int end = begin + n;
+  for (int tile = 0; tile < end; tile += kTile) {
     typename Element<T>::Value value[kLoads][N];
-    const int64_t mine = tile + threadIdx.x * N;
+    const int mine = tile + int(threadIdx.x) * N;
 #pragma unroll
     for (int l = 0; l < kLoads; ++l) load<T, N>(elements, mine + l * kThreads * N, begin, end, value[l]);
     uint32_t wanted = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) wanted |= uint32_t(selection.passes(value[i / N][i % N])) << i;
     selection.offer<kEach>(wanted, [&](int i) {
-      return Element<T>::entry(value[i / N][i % N], first + int(mine - begin) + i / N * kThreads * N + i % N);
+      return Element<T>::entry(value[i / N][i % N], first + mine - begin + i / N * kThreads * N + i % N);
     });
   }
 }
@@ -86,13 +87,14 @@ __device__ void offer_row(Selection& selection, const T* row, int64_t n, int fir
 // Block (row, part) of a grid [B, parts]: the k best of columns part * span and on of dense [B, V]. Where there are
 // several parts they go to best [B, parts, k], in no order; otherwise to values and indices [B, width], k <= width.
 template <class T>
-__global__ void __launch_bounds__(kThreads) topk_rows(const T* dense, int64_t V, int64_t span, int k, int capacity,
-                                                      int64_t width, uint64_t* best, float* values, int32_t* indices) {
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    topk_rows(const T* dense, int64_t V, int64_t span, int k, int capacity, int64_t width, uint64_t* best,
+              float* values, int32_t* indices) {
   STAIR_DYNAMIC_SHARED(entries, uint64_t);
   STAIR_SHARED(shared, Selection::Shared);
   const int64_t row = blockIdx.x, part = blockIdx.y, begin = part * span;
   Selection selection(entries, shared, capacity, k, 0.0f);
-  offer_row(selection, dense + row * V + begin, V - begin < span ? V - begin : span, int(begin));
+  offer_row(selection, dense + row * V + begin, int(V - begin < span ? V - begin : span), int(begin));
   const int found = selection.finish();
   if (best) {
     uint64_t* out = best + (row * gridDim.y + part) * k;
@@ -128,7 +130,7 @@ __device__ __forceinline__ int64_t key_of_entry(uint64_t entry) { return int64_t
 
 // A block a row. What is new is selected and sorted; then old and new each find their rank in the other's list.
 template <class Position>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
     merge_rows(int64_t* keys, int32_t* positions, const float* raw, const Position* raw_positions, int64_t C, int first,
                int k, int capacity, float floor) {
   STAIR_DYNAMIC_SHARED(entries, uint64_t);
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint64_t worst = entry_of_key(keys[k - 1]);
   // fmaxf gives the floor where the row is not full yet, and where it is full of NaN
   Selection selection(entries, shared, capacity, k, fmaxf(floor, worst == kNoEntry ? floor : value_of(worst)));
-  offer_row(selection, raw, C, first);
+  offer_row(selection, raw, int(C), first);
   const int found = selection.finish();
   if (found == 0) return;
   selection.sort(found);  // in the lower half: capacity is at least 2k
@@ -162,7 +164,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void check_kept(const char* name, int64_t kept, int64_t B, int64_t V) {
   STAIR_CHECK(kept <= kMaxKept, name, ": k: expected at most ", kMaxKept, " entries of a row on a GPU, got ", kept);
-  STAIR_CHECK(B <= INT32_MAX && V <= INT32_MAX, name, ": expected fewer than 2^31 rows and columns, got [", B, ", ", V,
+  constexpr int64_t kMost = INT32_MAX - 2 * kTile;  // the end of a row's last tile is an int as well
+  STAIR_CHECK(B <= kMost && V <= kMost, name, ": expected at most ", kMost, " rows and columns, got [", B, ", ", V,
               "]");
 }
 
