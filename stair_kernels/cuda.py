@@ -1,11 +1,9 @@
-"""The operators on the CUDA key: those in Triton, which is imported when the first of them runs, and what stands in for
-those of csrc/cuda where `_C_cuda.so` was not built."""
+"""The operators on the CUDA key that are not in csrc/cuda. Triton is imported when one of them first runs."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COMPILED = ("topk", "topk_merge")  # csrc/cuda
+LIBRARY_BUILT = Path(__file__).with_name("_C_cuda.so").exists()  # what csrc/cuda is compiled to
 
 
 def _import(name: str) -> ModuleType:
@@ -28,19 +26,14 @@ def _register(operator: str, module: str) -> None:
         return getattr(_import(module), operator)(*args)
 
 
-def _refuse(operator: str) -> Callable[..., Any]:
-    def refuse(*args: Any) -> Any:
+def require_library(operator: str) -> None:
+    """Says what builds the library when it is not there."""
+    if not LIBRARY_BUILT:
         raise RuntimeError(
             f"stair_kernels: {operator} on CUDA tensors needs _C_cuda.so, which is not built: install the CUDA toolkit "
             "and run `make setup STAIR_CUDA=ON`, or `STAIR_CUDA=ON pip install .`"
         )
 
-    return refuse
-
-
-if not Path(__file__).with_name("_C_cuda.so").exists():
-    for _operator in COMPILED:
-        torch.library.impl(f"stair::{_operator}", "CUDA", _refuse(_operator))
 
 _register("vocab_pool", "vocab_pool")
 _register("vocab_pool_backward", "vocab_pool")

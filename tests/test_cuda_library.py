@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def test_compiled_for_every_architecture() -> None:
     found = {int(arch) for arch in re.findall(r"sm_(\d+)a?\.cubin", cuobjdump("-lelf"))}
     assert found == set(tiles.ARCHITECTURES)
     assert "sm_80.ptx" in cuobjdump("-lptx")
+
+
+def test_loads_without_a_gpu_and_registers_its_operators() -> None:
+    """On a CPU-only torch as well: it links neither libtorch_cuda nor a shared libcudart."""
+    has_kernel = "torch._C._dispatch_has_kernel_for_dispatch_key"
+    code = (
+        f"import torch, stair_kernels; torch.ops.load_library({str(LIBRARY)!r});"
+        f"assert all({has_kernel}('stair::' + name, 'CUDA') for name in ('topk', 'topk_merge'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    needed = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"NEEDED.*(torch_cuda|torch_python|cudart)", needed)
 
 
 def test_no_spills_and_registers_for_four_blocks() -> None:

@@ -121,7 +121,8 @@ def test_refused_arguments_are_named() -> None:
         torch.ops.stair.topk(torch.ones(2, 3000), 2049)
 
 
-def test_without_the_library_the_error_says_what_builds_it() -> None:
-    message = r"topk on CUDA tensors needs _C_cuda\.so, which is not built: .*STAIR_CUDA=ON"
+def test_without_the_library_the_error_says_what_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "LIBRARY_BUILT", False)
+    message = r"topk on CUDA tensors needs _C_cuda\.so, which is not built: .*make setup STAIR_CUDA=ON"
     with pytest.raises(RuntimeError, match=message):
-        cuda._refuse("topk")(None, 3)
+        cuda.require_library("topk")
