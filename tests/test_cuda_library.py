@@ -20,12 +20,14 @@ from stair_kernels import reference, tiles
 triton = pytest.importorskip("triton", reason="Triton is not installed: its wheel has the tools that read a cubin")
 from ptx.machine import Order, Program  # noqa: E402
 from ptx.memory import GlobalMemory  # noqa: E402
+from ptx.traffic import measured  # noqa: E402
 
 LIBRARY = Path(sk.__file__).with_name("_C_cuda.so")
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="_C_cuda.so is not built: there was no nvcc")
 
 THREADS = 256
 MAX_REGISTERS = 64  # of 65,536 a multiprocessor: four blocks of 256 threads
+MAX_BANK_CONFLICTS = 1.25  # turns of the banks beside the fewest: the sort costs some
 TYPES = {torch.float32: "f", torch.bfloat16: "8BFloat16", torch.float16: "7Float16"}
 NONE = -(2**63)
 
@@ -80,9 +82,10 @@ def run(
     grid: tuple[int, ...],
     dynamic: int,
     order: str,
+    memory: GlobalMemory | None = None,
 ) -> None:
     """`layout` is struct's; tensors become pointers, which may begin anywhere."""
-    memory, numbers = GlobalMemory(), []
+    memory, numbers = memory or GlobalMemory(), []
     for number, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             flat = argument.reshape(-1).view(torch.uint8)
@@ -90,6 +93,25 @@ def run(
         else:
             numbers.append(argument or 0)
     program.launch(grid, (THREADS,), struct.pack("<" + layout, *numbers), memory, dynamic, Order(order))
+
+
+def test_memory_traffic() -> None:
+    """A row is read in whole sectors, each once; the banks of shared memory mostly serve 32 lanes at a time."""
+    V, k = 8192, 64
+    dense, values, indices = torch.randn(1, V), torch.zeros(1, k), torch.zeros(1, k, dtype=torch.int32)
+    with measured() as (memory, traffic):
+        run(
+            program("topk_rows", "f"),
+            "QqqiiqQQQ",
+            [dense, V, V, k, 1024, k, None, values, indices],
+            (1,),
+            8192,
+            "lockstep",
+            memory,
+        )
+    assert traffic.loads.paid == traffic.loads.least == V * 4 // 32
+    assert traffic.stores.paid == traffic.stores.least
+    assert traffic.shared.ratio <= MAX_BANK_CONFLICTS, traffic
 
 
 @pytest.mark.parametrize("order", ["lockstep", "reverse"])
