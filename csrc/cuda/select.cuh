@@ -1,12 +1,11 @@
 // The k best of more entries than anybody wants to sort, by a block: entries that beat a bound are collected in shared
 // memory; when it is full, a radix selection keeps the k best and raises the bound.
 //
-// Why this and not another selection. The input is read once, from one end to the other, and after the first tile
-// nearly nothing passes the bound: a row of V entries in random order has about k * (1 + ln(V / tile)) that do.
-// Selection by radix in global memory (RAFT's select_radix, AIR top-k) reads its input two to four times; queues in
-// registers (FAISS' warp-select) hold k / 32 entries a lane, which is too many registers from k = 256 on, and a lane's
-// queue that overflows stops its warp for a sort. In the worst case, a row in ascending order, this one selects once
-// for every capacity - k entries.
+// Why this and not another selection. The input is read once, from one end to the other, and soon nearly nothing passes
+// the bound: of V entries in random order about capacity + k * ln(V / capacity) do. Selection by radix in global memory
+// (RAFT's select_radix, AIR top-k) reads its input two to four times; queues in registers (FAISS' warp-select) hold
+// k / 32 entries a lane, too many registers from k = 256 on, and one lane's full queue stops its warp for a sort. The
+// worst case, a row in ascending order, selects once for every capacity - k entries; so does a row of NaN.
 //
 // An entry is one number: its value's bits in the order of the values, then its index turned round. They are all
 // different, so that "the k largest" has one answer: ties go to the lower index, in whatever order threads run. NaN is
