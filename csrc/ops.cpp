@@ -28,6 +28,13 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def("pack_vocab(Tensor weight) -> Tensor");
   // -> values [B, k] float32, indices [B, k] int32
   m.def("topk(Tensor dense, int k) -> (Tensor, Tensor)");
+  // Merges a chunk of pooled raw logits [B, C] float32, whose first column is `first`, and their positions (int16 or
+  // int32; negative: the row has none) into each row's k best so far. keys [B, k] int64 descend: the logit's bits in
+  // the order of the logits, then 2^32 - 1 - index; -2^63 is none. `above_zero`: a logit <= 0 is no entry; otherwise
+  // -infinity is none. NaN is the largest key: a row that begins with one is poisoned. CUDA only, k <= 2,048.
+  m.def(
+      "topk_merge(Tensor(a!) keys_, Tensor(b!) positions_, Tensor raw, Tensor raw_positions, int first, "
+      "bool above_zero) -> ()");
   // -> score [Q, N] float32
   m.def("sparse_dot(Tensor a_values, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) -> Tensor");
   // -> grad_a_values [Q, K] float32: grad_a[q, j] = sum_n grad_score[q, n] * b[n, a_indices[q, j]]

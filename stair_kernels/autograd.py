@@ -100,6 +100,10 @@ def _(dense: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return dense.new_empty(shape, dtype=torch.float32), dense.new_empty(shape, dtype=torch.int32)
 
 
+@torch.library.register_fake("stair::topk_merge")
+def _(keys_: Tensor, positions_: Tensor, raw: Tensor, raw_positions: Tensor, first: int, above_zero: bool) -> None: ...
+
+
 @torch.library.register_fake("stair::sparse_dot")
 def _(a_values: Tensor, a_indices: Tensor, b_values: Tensor, b_indices: Tensor, vocab_size: int) -> Tensor:
     return a_values.new_empty((a_values.shape[0], b_values.shape[0]))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stair_kernels import cuda
 from stair_kernels.reference import ACTIVATIONS
 from stair_kernels.rows import SparseRows, _readable, trusted_rows
 from stair_kernels.version import __version__
@@ -115,12 +116,15 @@ def topk(dense: Tensor, k: int) -> SparseRows:
 
     Raises:
         ValueError: on a wrong shape or dtype, or k < 1.
+        RuntimeError: on a GPU, where min(k, V) is above 2,048.
     """
     _check_tensor("dense", dense)
     if dense.dim() != 2 or dense.dtype not in DTYPES:
         raise ValueError(f"dense: expected [B, V] in {_names(DTYPES)}, got {list(dense.shape)} {dense.dtype}")
     _check_k(k)
-    _check_device("dense", dense)
+    _check_device("dense", dense, on_gpu=True)
+    if dense.is_cuda:
+        cuda.require_library("topk")
     values, indices = torch.ops.stair.topk(dense, k)
     return trusted_rows(values, indices, None, dense.shape[1])
 

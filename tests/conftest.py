@@ -33,6 +33,9 @@ if os.environ.get("STAIR_TEST_KERNELS") == "triton":  # tests/test_triton.py: th
 
     replace_cpu_kernels()
 
+if os.environ.get("STAIR_TEST_KERNELS") == "simt":  # tests/test_simt.py: those in CUDA C++, compiled by g++
+    torch.ops.load_library(os.environ["STAIR_SIMT_LIBRARY"])
+
 
 @dataclass(frozen=True)
 class Implementation:

@@ -26,6 +26,12 @@ def dense_case(kind: str, B: int, V: int, dtype: torch.dtype) -> torch.Tensor:
         dense[torch.rand(B, V) > 0.9] = torch.inf
         dense[torch.rand(B, V) > 0.9] = -torch.inf
         dense[torch.rand(B, V) > 0.9] = 1e-42  # denormal: still an entry
+    if kind == "one value":
+        dense = torch.full((B, V), 2.5)
+    if kind == "ascending":
+        dense = dense.sort(dim=1).values
+    if kind == "zero":
+        dense = torch.zeros(B, V) * torch.randn(B, V)  # both zeros
     return dense.to(dtype)
 
 
@@ -37,6 +43,33 @@ def dense_case(kind: str, B: int, V: int, dtype: torch.dtype) -> torch.Tensor:
 def test_equals_the_reference(impl: Implementation, B: int, V: int, k: int, kind: str, dtype: torch.dtype) -> None:
     dense = dense_case(kind, B, V, dtype)
     same_rows(impl.operators.topk(dense, k), reference.topk(dense, k))
+
+
+@pytest.mark.parametrize("kind", ["dense", "ties", "one value", "ascending", "special", "zero"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shapes_that_break_kernels(impl: Implementation, dtype: torch.dtype, kind: str) -> None:
+    """V around a warp, a block and a tile; k of 1, all but one, all, more than there are, and in between."""
+    for V in (1, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 8195):
+        for k in {1, V - 1, V, V + 1, 64, 257} - {0}:
+            if min(k, V) > 2048:
+                continue
+            dense = dense_case(kind, 3, V, dtype)
+            same_rows(impl.operators.topk(dense, k), reference.topk(dense, k))
+    dense = dense_case(kind, 2, 20000, dtype)
+    same_rows(impl.operators.topk(dense, 2048), reference.topk(dense, 2048))
+
+
+@pytest.mark.parametrize("V", [40, 5000, 9001])
+def test_nan_anywhere(impl: Implementation, V: int) -> None:
+    """One NaN, in any place and beside infinities, more of them than k, and a NaN with its sign set."""
+    dense = dense_case("special", 6, V, torch.float32)
+    for row, place in enumerate((0, V // 2, V - 1)):
+        dense[row, place] = torch.nan
+    dense[3] = torch.nan
+    dense[4, V // 3] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)
+    same_rows(impl.operators.topk(dense, 9), reference.topk(dense, 9))
+    view = dense.flatten()[3:].view(-1)[: 5 * V].view(5, V)  # rows that begin between two vectors
+    same_rows(impl.operators.topk(view, 9), reference.topk(view, 9))
 
 
 def test_nan_poisons_its_own_row_only(impl: Implementation) -> None:

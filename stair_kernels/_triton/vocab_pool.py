@@ -16,6 +16,7 @@ from stair_kernels._triton.forward import forward_kernel
 
 MAX_INT16 = 2**15 - 1
 ELEMENTS = 1024  # a program of activate_kernel
+MAX_PARTS = 16  # programs that share the tokens of a row in the backward
 
 
 def vocab_pool(
@@ -100,7 +101,7 @@ def vocab_pool_backward(
     tile = tiles.backward(batch.length, D, hidden.element_size(), exact=_exact(hidden.dtype))
     with _on(hidden.device):
         if grad_hidden.numel() > 0:
-            parts = triton.cdiv(batch.length, tile.positions)
+            parts = min(MAX_PARTS, triton.cdiv(batch.length, tile.positions))
             grid = (triton.cdiv(batch.B, tile.rows), triton.cdiv(D, tile.depth), parts)
             is_sorted = tiles.sorts(batch.length)
             order = _order(*saved, activation, batch, tile.positions) if is_sorted else (None, None, 0)

@@ -9,6 +9,7 @@
     lanes.py                    the registers of the lanes that run together, and which of them run next
     machine.py                  CTAs, the order of the warps, barriers, reports
     memory.py shared_memory.py local_memory.py scalars.py
+    traffic.py                  sectors of global memory and turns of the banks, beside the fewest possible
 
 A new instruction is a builder in the file of its family, entered in the OPERATIONS below it, and a case in
 tests/ptx_cases.py.

@@ -1,0 +1,172 @@
+"""The kernels of `_C_cuda.so` as nvcc compiled them, with no GPU: what they take of one, and their PTX run."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from heads import same_rows
+from torch import Tensor
+
+import stair_kernels as sk
+from stair_kernels import reference, tiles
+
+triton = pytest.importorskip("triton", reason="Triton is not installed: its wheel has the tools that read a cubin")
+from ptx.machine import Order, Program  # noqa: E402
+from ptx.memory import GlobalMemory  # noqa: E402
+from ptx.traffic import measured  # noqa: E402
+
+LIBRARY = Path(sk.__file__).with_name("_C_cuda.so")
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="_C_cuda.so is not built: there was no nvcc")
+
+THREADS = 256
+MAX_REGISTERS = 64  # of 65,536 a multiprocessor: four blocks of 256 threads
+MAX_BANK_CONFLICTS = 1.25  # turns of the banks beside the fewest: the sort costs some
+TYPES = {torch.float32: "f", torch.bfloat16: "8BFloat16", torch.float16: "7Float16"}
+NONE = -(2**63)
+
+
+def cuobjdump(option: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    result = subprocess.run([str(tool), option, str(LIBRARY)], capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
+
+
+def test_compiled_for_every_architecture() -> None:
+    found = {int(arch) for arch in re.findall(r"sm_(\d+)a?\.cubin", cuobjdump("-lelf"))}
+    assert found == set(tiles.ARCHITECTURES)
+    assert "sm_80.ptx" in cuobjdump("-lptx")
+
+
+def test_loads_without_a_gpu_and_registers_its_operators() -> None:
+    """On a CPU-only torch as well: it links neither libtorch_cuda nor a shared libcudart."""
+    has_kernel = "torch._C._dispatch_has_kernel_for_dispatch_key"
+    code = (
+        f"import torch, stair_kernels; torch.ops.load_library({str(LIBRARY)!r});"
+        f"assert all({has_kernel}('stair::' + name, 'CUDA') for name in ('topk', 'topk_merge'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    needed = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"NEEDED.*(torch_cuda|torch_python|cudart)", needed)
+
+
+def test_no_spills_and_registers_for_four_blocks() -> None:
+    """Shared memory is static here; what the launch asks for besides is at most 40 KiB: together below 48."""
+    kernels = re.findall(r"Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage"))
+    assert len(kernels) == 6 * len(tiles.ARCHITECTURES)
+    for name, usage in kernels:
+        numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} spills: {usage}"
+        assert numbers["REG"] <= MAX_REGISTERS, f"{name}: {usage}"
+        assert numbers["SHARED"] <= (8 << 10), f"{name}: {usage}"
+
+
+@cache
+def program(kernel: str, of: str) -> Program:
+    text = cuobjdump("-ptx")
+    text = text[text.index(".version") :]
+    (entry,) = re.findall(rf"\.entry (\w*\d{kernel}I(?:NS0_)?{of}E\w*)\(", text)
+    return Program(text, entry)
+
+
+def run(
+    program: Program,
+    layout: str,
+    arguments: list[Tensor | int | float | None],
+    grid: tuple[int, ...],
+    dynamic: int,
+    order: str,
+    memory: GlobalMemory | None = None,
+) -> None:
+    """`layout` is struct's; tensors become pointers, which may begin anywhere."""
+    memory, numbers = memory or GlobalMemory(), []
+    for number, argument in enumerate(arguments):
+        if isinstance(argument, Tensor):
+            flat = argument.reshape(-1).view(torch.uint8)
+            numbers.append(memory.add(flat.numpy(), f"argument {number}", misalign_bytes=argument.data_ptr() % 16))
+        else:
+            numbers.append(argument or 0)
+    program.launch(grid, (THREADS,), struct.pack("<" + layout, *numbers), memory, dynamic, Order(order))
+
+
+def test_memory_traffic() -> None:
+    """A row is read in whole sectors, each once; the banks of shared memory mostly serve 32 lanes at a time."""
+    V, k = 8192, 64
+    dense, values, indices = torch.randn(1, V), torch.zeros(1, k), torch.zeros(1, k, dtype=torch.int32)
+    with measured() as (memory, traffic):
+        run(
+            program("topk_rows", "f"),
+            "QqqiiqQQQ",
+            [dense, V, V, k, 1024, k, None, values, indices],
+            (1,),
+            8192,
+            "lockstep",
+            memory,
+        )
+    assert traffic.loads.paid == traffic.loads.least == V * 4 // 32
+    assert traffic.stores.paid == traffic.stores.least
+    assert traffic.shared.ratio <= MAX_BANK_CONFLICTS, traffic
+
+
+@pytest.mark.parametrize("order", ["lockstep", "reverse"])
+@pytest.mark.parametrize(
+    ("B", "V", "k", "dtype"),
+    [
+        (2, 33, 40, torch.float32),
+        (2, 4099, 100, torch.float32),
+        (2, 1001, 16, torch.bfloat16),
+        (1, 777, 5, torch.float16),
+    ],
+)
+def test_topk_from_its_ptx(B: int, V: int, k: int, dtype: torch.dtype, order: str) -> None:
+    dense = torch.randn(B, V).sort(dim=1).values.to(dtype)
+    if V == 1001:
+        dense[1, 500] = torch.nan
+    values, indices = torch.full((B, k), torch.nan), torch.full((B, k), -7, dtype=torch.int32)
+    kept = min(k, V)
+    given = [dense, V, 4096 * 2, kept, 1024, k, None, values, indices]
+    run(program("topk_rows", TYPES[dtype]), "QqqiiqQQQ", given, (B,), 8 * 1024, order)
+    same_rows(sk.SparseRows(values, indices, None, V), reference.topk(dense, k))
+
+
+def test_topk_of_parts_from_its_ptx() -> None:
+    """Two blocks a row, then one that selects from what they kept."""
+    B, V, k, parts = 2, 5000, 20, 2
+    dense = torch.randn(B, V)
+    values, indices = torch.full((B, k), torch.nan), torch.full((B, k), -7, dtype=torch.int32)
+    best = torch.full((B, parts * k), 7)
+    run(
+        program("topk_rows", "f"),
+        "QqqiiqQQQ",
+        [dense, V, 4096, k, 1024, k, best, None, None],
+        (B, parts),
+        8192,
+        "lockstep",
+    )
+    all_of_them = [best, parts * k, parts * k, k, 1024, k, None, values, indices]
+    run(program("topk_rows", "m"), "QqqiiqQQQ", all_of_them, (B,), 8192, "lockstep")
+    same_rows(sk.SparseRows(values, indices, None, V), reference.topk(dense, k))
+
+
+@pytest.mark.parametrize("order", ["lockstep", "shuffled"])
+@pytest.mark.parametrize(("of", "dtype"), [("s", torch.int16), ("i", torch.int32)])
+def test_topk_merge_from_its_ptx(of: str, dtype: torch.dtype, order: str) -> None:
+    B, V, C, k = 3, 600, 300, 30
+    raw, positions = torch.randint(-9, 9, (B, V)).float(), torch.randint(0, 99, (B, V)).to(dtype)
+    positions[1] = -1
+    keys, won = torch.full((B, k), NONE), torch.full((B, k), -1, dtype=torch.int32)
+    for first in (0, C):
+        part = slice(first, first + C)
+        given = [keys, won, raw[:, part].contiguous(), positions[:, part].contiguous(), C, first, k, 1024, 0.0]
+        run(program("merge_rows", of), "QQQQqiiif", given, (B,), 8 * 1024 + 4 * k, order)
+    want = reference.topk(raw, k)
+    assert (won[1] == -1).all()
+    for row in (0, 2):
+        assert torch.equal((2**32 - 1 - (keys[row] & (2**32 - 1))).int(), want.indices[row])
+        assert torch.equal(won[row], positions[row].int()[want.indices[row].long()])
