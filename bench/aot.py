@@ -1,4 +1,4 @@
-"""The GPU kernels compiled without a GPU, as the launchers compile them for each architecture, and their machine code."""
+"""The GPU kernels compiled for each architecture as their launchers would, without a GPU, and their machine code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from stair_kernels._triton import backward, forward
 TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 MULTIPLY_ADDS = {arch: "FFMA2" if arch == 100 else "FFMA" for arch in TENSOR_CORES}
 PRODUCTS = {*TENSOR_CORES.values(), *MULTIPLY_ADDS.values()}
-DTYPES = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "tf32": ("fp32", 4), "float32": ("fp32", 4)}  # Triton's, bytes
+# Triton's name and bytes
+DTYPES = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "tf32": ("fp32", 4), "float32": ("fp32", 4)}
 WIDTH = 768  # D: any that fills a tile of the backward
 LENGTHS = (16, 32, 64, 128)  # one for each height of a row's share of a tile
 
@@ -180,7 +181,9 @@ def read(compiled: Compiled, product: str) -> MachineCode:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
     assert found, usage
     lines = code.stdout.splitlines()
-    return MachineCode(int(found[1]), int(found[2]), compiled.shared_bytes, _count(lines), _count(_main_loop(lines, product)))
+    return MachineCode(
+        int(found[1]), int(found[2]), compiled.shared_bytes, _count(lines), _count(_main_loop(lines, product))
+    )
 
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
@@ -191,7 +194,7 @@ def _count(lines: Sequence[str]) -> Counter[str]:
 
 
 def _main_loop(lines: Sequence[str], product: str) -> Sequence[str]:
-    """The shortest stretch from a label to a branch back to it that holds half of the products (the other half may be peeled)."""
+    """The shortest stretch from a label to a branch back to it with half of the products: the others may be peeled."""
     labels = {line.strip()[:-1]: at for at, line in enumerate(lines) if re.match(r"\.L_\w+:", line.strip())}
     branches = [(at, re.search(r"BRA.*`\((\.L_\w+)\)", line)) for at, line in enumerate(lines)]
     loops = [lines[labels[to[1]] : at + 1] for at, to in branches if to and labels.get(to[1], at) < at]

@@ -24,6 +24,7 @@ EXACT, FAR = "tests/test_triton_exact.py", "tests/test_triton_far.py"
 HIDDEN = EXACT + "::test_gradients_of_ragged_rows[hidden]"
 WEIGHT = EXACT + "::test_gradients_of_ragged_rows[weight]"
 LONG = EXACT + "::test_gradients_of_long_rows"
+BLOCKS_OF_D = EXACT + "::test_bias_gradient_beside_several_blocks_of_d"
 NEGATIVE = EXACT + "::test_negative_gradients"
 RAGGED = EXACT + "::test_pool_of_ragged_rows"
 MASKED = EXACT + "::test_pool_of_masked_rows"
@@ -85,7 +86,7 @@ MUTATIONS = (
     Mutation("weight_tail_of_columns_unmasked", BACKWARD, WEIGHT, "writes past the end",
              "tl.store(grad_bias + column, of_bias, mask=column < V)",
              "tl.store(grad_bias + column, of_bias)"),
-    Mutation("bias_summed_by_every_program", BACKWARD, EXACT + "::test_bias_gradient_beside_several_blocks_of_d", "a race between the programs of D",
+    Mutation("bias_summed_by_every_program", BACKWARD, BLOCKS_OF_D, "a race between the programs of D",
              "    if tl.program_id(1) == 0:\n        tl.store",
              "    if tl.program_id(1) > 0:\n"
              "        of_bias += tl.load(grad_bias + column, mask=column < V, other=0.0)\n"
@@ -155,8 +156,8 @@ MUTATIONS = (
              "triton.cdiv(D, tile.depth), parts)",
              "D // tile.depth, parts)"),
     Mutation("tail_of_columns_not_launched", POOL, WEIGHT, "the last partial block of V",
-             "grid = (triton.cdiv(V, tile.columns), max",
-             "grid = (V // tile.columns, max"),
+             "blocks = (triton.cdiv(V, tile.columns), max",
+             "blocks = (V // tile.columns, max"),
     Mutation("tail_of_rows_not_launched", POOL, HIDDEN, "the last partial group of B",
              "grid = (triton.cdiv(batch.B, tile.rows), triton",
              "grid = (batch.B // tile.rows, triton"),

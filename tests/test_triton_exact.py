@@ -54,7 +54,9 @@ def test_pool_of_masked_rows() -> None:
     equals_reference(head)
 
 
-@pytest.mark.parametrize(("positions", "masked"), [(L, False), (L, True), (140, False)], ids=["seen", "masked", "early"])
+@pytest.mark.parametrize(
+    ("positions", "masked"), [(L, False), (L, True), (140, False)], ids=["seen", "masked", "early"]
+)
 def test_nan_wins_unless_masked(positions: int, masked: bool) -> None:
     """Early: in the first of two tiles."""
     head = make_head("masked", torch.float16, 2, positions, 16, 16, integers=True)

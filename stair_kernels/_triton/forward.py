@@ -1,9 +1,9 @@
 """The forward of vocab_pool on a GPU: [B, V] maxima over positions without the [B, L, V] logits.
 
 A program multiplies a block of vocabulary columns with a tile of tokens (of one long row, or of several short ones side
-by side) on the tensor cores: columns by tokens, so that a thread holds many tokens of few columns and takes their maxima
-in its own registers. They are folded at once into the running maximum of each row, which stays in registers with its
-position until the row ends.
+by side) on the tensor cores: columns by tokens, so that a thread holds many tokens of few columns and takes their
+maxima in its own registers. They are folded at once into the running maximum of each row, which stays in registers with
+its position until the row ends.
 """
 
 import triton

@@ -48,7 +48,7 @@ def vocab_pool(
         exact=_exact(hidden.dtype),
     )
     # a box of tokens is of one row, or of rows that fill it without a gap
-    hidden_box = tile.boxes and (tile.rows == 1 or (cu_seqlens is None and batch.L == tile.positions))
+    hidden_box = tile.boxes and (tile.rows == 1 or (cu_seqlens is None and tile.positions == batch.L))
     count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
     with _on(hidden.device):
         forward_kernel[(min(count, tile.programs * _multiprocessors(hidden.device)),)](
@@ -104,24 +104,23 @@ def vocab_pool_backward(
             parts = min(MAX_PARTS, triton.cdiv(batch.length, tile.positions))
             grid = (triton.cdiv(batch.B, tile.rows), triton.cdiv(D, tile.depth), parts)
             is_sorted = tiles.sorts(batch.length)
-            order = _order(*saved, activation, batch, tile.positions) if is_sorted else (None, None, 0)
-            operands = *saved, weight.contiguous(), batch.cu_seqlens, *order, grad_hidden
+            order = _order(saved, activation, batch, tile.positions) if is_sorted else (None, None, 0)
+            operands = (*saved, weight.contiguous(), batch.cu_seqlens, *order, grad_hidden)
             hidden_kernel[grid](*operands, *sizes, SORTED=is_sorted, DEPTH=tile.depth, **_shape(tile), **numbers)
         if V > 0:
             is_gathered = tiles.gathers(batch.length)
             tile = tiles.gather(D, hidden.element_size()) if is_gathered else tile
-            grid = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
-            operands = *saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias
+            blocks = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
+            operands = (*saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias)
             needs = {"NEED_WEIGHT": need_weight, "GATHERED": is_gathered, "DEPTH": tile.depth}
-            weight_kernel[grid](*operands, *sizes, **needs, **_shape(tile), **numbers)
+            weight_kernel[blocks](*operands, *sizes, **needs, **_shape(tile), **numbers)
     return grad_hidden, grad_weight, grad_bias
 
 
-def _order(
-    grad_out: Tensor, out: Tensor, positions: Tensor, activation: str, batch: _Batch, height: int
-) -> tuple[Tensor, Tensor, int]:
+def _order(saved: list[Tensor], activation: str, batch: _Batch, height: int) -> tuple[Tensor, Tensor, int]:
     """Each row's columns by the tile of `height` positions that they flow to, where each tile's begin, and the number
     of tiles; columns without a gradient come last."""
+    grad_out, out, positions = saved
     count = triton.cdiv(batch.L or len(batch.tokens), height)
     live = (grad_out != 0) & (positions >= 0)
     if activation in reference.RELU_FAMILY:
