@@ -25,6 +25,7 @@ PRODUCTS = {*TENSOR_CORES.values(), *MULTIPLY_ADDS.values()}
 # Triton's name and bytes
 DTYPES = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "tf32": ("fp32", 4), "float32": ("fp32", 4)}
 WIDTH = 768  # D: any that fills a tile of the backward
+BATCH = 64  # B: any that fills a tile with rows
 LENGTHS = (16, 32, 64, 128)  # one for each height of a row's share of a tile
 
 
@@ -84,7 +85,7 @@ class Variant:
         signature = {"hidden": matrix, "weight": matrix, "grad_weight": matrix, "bias": "*fp32", "mask": "*i1"}
         signature |= {"lengths": "*i32", "cu_seqlens": "*i32", "positions": "*i16", "order": "*i64", "bounds": "*i64"}
         signature |= dict.fromkeys(("out", "grad_out", "grad_hidden", "grad_bias"), "*fp32")
-        hidden_box = tile.boxes and tile.rows == 1
+        hidden_box = tile.boxes and (tile.rows == 1 or not varlen)
         constants: dict[str, Any] = {"VARLEN": varlen, "HAS_MASK": self.layout == "masked", "HAS_BIAS": True}
         constants |= {"EVEN_D": True, "NEED_WEIGHT": True, "ACTIVATION": 1, "INTERPRETED": False}
         constants |= {"SORTED": self.long, "GATHERED": self.long}
@@ -100,7 +101,7 @@ class Variant:
         if tile.boxes:
             signature["weight"] = f"tensordesc<{element}[{tile.columns}, {tile.depth}]>"
         if hidden_box:
-            signature["hidden"] = f"tensordesc<{element}[{tile.tokens}, {tile.depth}]>"
+            signature["hidden"] = f"tensordesc<{element}[{tile.rows}, {tile.positions}, {tile.depth}]>"
         names = kernel.arg_names
         constants = {name: value for name, value in constants.items() if name in names}
         rest = {name: signature.get(name, "i32") for name in names if name not in constants}
@@ -156,10 +157,10 @@ def variants(arch: int) -> Iterator[Variant]:
         for length in LENGTHS:
             for layout in layouts:
                 masked = layout == "masked"
-                tile = tiles.forward(length, itemsize, arch, masked=masked, exact=exact)
+                tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, exact=exact)
                 yield Variant("forward", arch, dtype, tile, layout)
                 if tile.boxes and dtype == "bfloat16":  # operands that no descriptor can describe
-                    tile = tiles.forward(length, itemsize, arch, masked=masked, aligned=False, exact=exact)
+                    tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, aligned=False, exact=exact)
                     yield Variant("forward", arch, dtype, tile, layout)
             tile = tiles.backward(length, WIDTH, itemsize, exact=exact)
             if length <= tile.tokens:

@@ -51,35 +51,54 @@ class Tile:
         return self.stages * (self.tokens + self.columns) * self.depth * itemsize
 
 
+# What a tile of the forward has by the positions of a row in it: columns, bytes of D a step, warps. 128 tokens by 128
+# columns read an operand byte for every 64 multiply-adds in bfloat16. Less where registers would spill (seen in the
+# compiled kernels, docs/gpu.md): several rows side by side have a maximum each. With 4 warps two programs share a
+# multiprocessor, and one multiplies while the other takes its maxima.
+_Shapes = dict[int, tuple[int, int, int]]
+_FORWARD: dict[int, _Shapes] = {
+    80: {128: (128, 64, 4), 64: (64, 128, 4), 32: (64, 64, 4), 16: (64, 128, 8)},
+    86: {128: (128, 128, 8), 64: (128, 128, 8), 32: (64, 128, 8), 16: (64, 128, 8)},
+    89: {128: (128, 128, 8), 64: (128, 128, 8), 32: (64, 128, 8), 16: (64, 128, 8)},
+    90: {128: (128, 128, 4), 64: (128, 128, 4), 32: (128, 128, 4), 16: (128, 128, 8)},
+    100: {128: (128, 128, 4), 64: (128, 128, 4), 32: (128, 128, 4), 16: (128, 128, 8)},
+    120: {128: (128, 128, 8), 64: (64, 128, 8), 32: (64, 128, 8), 16: (32, 128, 8)},
+}
+_BOXES = (90, 100)  # sm_120 has descriptors too; with them its tiles spill
+_WITHOUT_BOXES: _Shapes = {128: (64, 128, 4), 64: (64, 128, 4), 32: (64, 128, 4), 16: (64, 128, 8)}  # of 90 and 100
+_EXACT: _Shapes = dict.fromkeys((128, 64, 32, 16), (64, 128, 8))  # no tensor core multiplies float32 exactly
+_SHORT_COST = 1.3  # of a token in a tile of 16 positions, whose epilogue is not hidden, in those of a longer one
+
+
 def limits_of(arch: int) -> int:
     """Shared memory a block may have, of the newest known architecture not newer than `arch`."""
     return SHARED_BYTES[_known(arch)]
 
 
-def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, aligned: bool = True, exact: bool) -> Tile:
-    """The forward's tile for sequences of `length` positions (on average) and elements of itemsize bytes.
+def forward(
+    batch: int, length: int, itemsize: int, arch: int, *, masked: bool = True, aligned: bool = True, exact: bool
+) -> Tile:
+    """The forward's tile for `batch` sequences of `length` positions (on average) and elements of itemsize bytes.
 
-    aligned: the operands start at, and their rows are, multiples of 16 bytes. exact: float32 products in float32, which
-    no tensor core does.
-
-    128 tokens by 128 columns read an operand byte for every 64 multiply-adds in bfloat16; 128 bytes of D a step are one
-    swizzled row of shared memory. Where registers would spill (seen in the compiled kernels, docs/gpu.md) a tile is
-    narrower: several rows side by side have a maximum each. sm_90 and sm_100 multiply asynchronously out of shared
-    memory, so that 4 warps feed the tensor cores and two programs share a multiprocessor.
+    aligned: the operands start at, and their rows are, multiples of 16 bytes, as tensor descriptors want. exact:
+    float32 products in float32. Of the tiles, 128 tokens each, that which wastes the fewest on padding: 77 positions
+    are three times 32, not 128.
     """
     known = _known(arch)
-    positions = min(128, max(16, _power_of_two(length)))
-    asynchronous, boxes = known in (90, 100), known in (90, 100) and aligned and not exact
-    columns, warps = 64, 8
-    if asynchronous and not exact:
-        columns = 128 if positions >= 64 and boxes else 64
-        # sm_100 without a mask: each thread of 4 warps would hold 128 sums and recompute which of them count
-        warps = 8 if positions == 16 or (known == 100 and columns == 128 and not masked) else 4
-    elif not exact:
-        wide, narrow = (128, 16) if known == 120 else (64, 0)
-        columns = 128 if positions >= wide else 64 if positions > narrow else 32
+    boxes = known in _BOXES and aligned and not exact
+    shapes = _EXACT if exact else _WITHOUT_BOXES if known in _BOXES and not boxes else _FORWARD[known]
+
+    def cost(positions: int) -> float:
+        rows = 128 // positions
+        tokens = -(-batch // rows) * rows * -(-max(length, 1) // positions) * positions
+        return tokens * (_SHORT_COST if positions == 16 else 1.0)
+
+    positions = min(shapes, key=cost)  # the longest of equals
+    columns, depth_bytes, warps = shapes[positions]
+    if known == 100 and boxes and not masked:
+        warps = 8  # each thread of 4 would hold 128 sums and recompute which of them count
     for stages in (2,) if exact else (4, 3, 2):
-        tile = Tile(128 // positions, positions, columns, 128 // itemsize, warps, stages, boxes)
+        tile = Tile(128 // positions, positions, columns, depth_bytes // itemsize, warps, stages, boxes)
         if tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch):
             return tile
     raise ValueError(f"arch: no tile of {itemsize}-byte elements fits sm_{arch}")

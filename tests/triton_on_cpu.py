@@ -23,10 +23,15 @@ _LIBRARY = torch.library.Library("stair", "IMPL")  # a registration lives as lon
 
 
 def replace_cpu_kernels() -> None:
-    """From here on, in this process, the operators of OPERATORS run the Triton kernels, interpreted, on CPU tensors."""
+    """From here on, in this process, the operators of OPERATORS run the Triton kernels, interpreted, on CPU tensors.
+
+    STAIR_TEST_ARCH: with the tiles of another architecture than sm_80.
+    """
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     from stair_kernels._triton import vocab_pool, vocab_topk
 
+    arch = int(os.environ.get("STAIR_TEST_ARCH", "80"))
+    vocab_pool._arch = lambda device: arch
     modules = {"vocab_pool": vocab_pool, "vocab_topk": vocab_topk}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the C++ kernel is replaced is what is wanted

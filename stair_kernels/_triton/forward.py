@@ -38,21 +38,16 @@ def tokens_of(first, count, l0, ROWS: tl.constexpr, POSITIONS: tl.constexpr):
 
 
 @triton.jit
-def slab_of(matrix, first, rows, d0, D, DEPTH: tl.constexpr, EVEN_D: tl.constexpr, BOX: tl.constexpr):
-    """[ROWS, DEPTH] of matrix [., D] from its column d0 on: the given rows, or the box whose first row is `first`."""
+def slab_of(matrix, rows, d0, D, DEPTH: tl.constexpr, EVEN_D: tl.constexpr):
+    """[ROWS, DEPTH] of matrix [., D]: the given rows, from column d0 on."""
     d = d0 + tl.arange(0, DEPTH)
-    if BOX:
-        slab = matrix.load([first, d0])
-    elif EVEN_D:
-        slab = tl.load(matrix + rows[:, None] * D + d[None, :])
-    else:
-        slab = tl.load(matrix + rows[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
-    return slab
+    at = matrix + rows[:, None] * D + d[None, :]
+    return tl.load(at) if EVEN_D else tl.load(at, mask=d[None, :] < D, other=0.0)
 
 
 @triton.jit
 def forward_kernel(
-    hidden,  # [T, D]; a pointer, or with HIDDEN_BOX a descriptor of boxes [ROWS * POSITIONS, DEPTH]
+    hidden,  # [T, D]; a pointer, or with HIDDEN_BOX a descriptor of [B, L, D], or [1, T, D], in boxes of a tile
     weight,  # [V, D]; a pointer, or with WEIGHT_BOX a descriptor of boxes [COLUMNS, DEPTH]
     bias,  # [V] float32
     mask,  # [T] bool
@@ -96,11 +91,20 @@ def forward_kernel(
         where = tl.full([COLUMNS, ROWS], -1, tl.int32)
         for l0 in range(0, tl.max(count, axis=0), POSITIONS):
             token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
-            first_token = (tl.min(first, axis=0) + l0).to(tl.int32)
+            if VARLEN:  # a box is of one row
+                corner = (0, (tl.min(first, axis=0) + l0).to(tl.int32))
+            else:
+                corner = (row, l0)
             logit = tl.zeros([COLUMNS, ROWS * POSITIONS], tl.float32)
             for d0 in range(0, D, DEPTH):
-                w = slab_of(weight, v0, read_column, d0, D, DEPTH, EVEN_D, WEIGHT_BOX)
-                h = slab_of(hidden, first_token, token, d0, D, DEPTH, EVEN_D, HIDDEN_BOX)
+                if WEIGHT_BOX:
+                    w = weight.load([v0, d0])
+                else:
+                    w = slab_of(weight, read_column, d0, D, DEPTH, EVEN_D)
+                if HIDDEN_BOX:
+                    h = tl.reshape(hidden.load([corner[0], corner[1], d0]), [ROWS * POSITIONS, DEPTH])
+                else:
+                    h = slab_of(hidden, token, d0, D, DEPTH, EVEN_D)
                 if INTERPRETED:  # Triton's interpreter takes the bits of bfloat16 for integers
                     w, h = w.to(tl.float32), h.to(tl.float32)
                 logit = tl.dot(w, h.T, logit, input_precision=PRECISION)

@@ -40,6 +40,7 @@ def vocab_pool(
         return out, positions
     weight = weight.contiguous()
     tile = tiles.forward(
+        batch.B,
         batch.length,
         hidden.element_size(),
         _arch(hidden.device),
@@ -52,8 +53,8 @@ def vocab_pool(
     count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
     with _on(hidden.device):
         forward_kernel[(min(count, tile.programs * _multiprocessors(hidden.device)),)](
-            _boxes(batch.tokens, tile.tokens, tile.depth) if hidden_box else batch.tokens,
-            _boxes(weight, tile.columns, tile.depth) if tile.boxes else weight,
+            batch.boxes(tile) if hidden_box else batch.tokens,
+            TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]) if tile.boxes else weight,
             None if bias is None else bias.float().contiguous(),
             None if mask is None else mask.contiguous(),
             None if mask is None else _lengths(mask),
@@ -152,6 +153,11 @@ class _Batch:
         # of a row, on average: looking at the longest would wait for the device
         self.length = self.L if cu_seqlens is None else -(-hidden.shape[0] // max(self.B, 1))
 
+    def boxes(self, tile: tiles.Tile) -> TensorDescriptor:
+        rows = 1 if self.cu_seqlens is not None else self.B
+        tokens = self.tokens.view(rows, -1, self.tokens.shape[1])
+        return TensorDescriptor.from_tensor(tokens, [tile.rows, tile.positions, tile.depth])
+
 
 def _lengths(mask: Tensor) -> Tensor:
     """[B] int32: the positions of each row up to its last unmasked one."""
@@ -200,6 +206,3 @@ def _fits_boxes(matrix: Tensor) -> bool:
     """Whether a tensor descriptor can describe it: begin and rows at multiples of 16 bytes, not empty."""
     return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
 
-
-def _boxes(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
