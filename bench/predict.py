@@ -27,7 +27,21 @@ from stair_kernels import tiles
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "gpu.md"
 SCHEDULERS = 4  # of a multiprocessor; each issues an instruction of a warp a clock
 # These share a pipe that takes 16 lanes a clock, half of what a scheduler issues.
-ALU = {"FSETP", "FSEL", "FMNMX", "FMNMX3", "SEL", "ISETP", "IMNMX", "VIMNMX", "VIMNMX3", "LOP3", "SHF", "IADD3", "PLOP3"}
+ALU = {
+    "FSETP",
+    "FSEL",
+    "FMNMX",
+    "FMNMX3",
+    "SEL",
+    "ISETP",
+    "IMNMX",
+    "VIMNMX",
+    "VIMNMX3",
+    "LOP3",
+    "SHF",
+    "IADD3",
+    "PLOP3",
+}
 BAND = 8  # groups of rows that read a block of columns together (forward_kernel's TOGETHER)
 
 
@@ -121,7 +135,10 @@ def predictions(shapes: Iterable[Sequence[int]]) -> str:
 def machine_code() -> str:
     """A markdown table of every tile of every architecture."""
     head = "| sm | kernel | dtype | input | rows x positions x columns x depth | warps x programs | boxes | registers | spills "
-    lines = [head + "| shared, KiB | main loop | products in it |", "| ---: | --- | --- | --- | --- | --- | --- " + "| ---: " * 5 + "|"]
+    lines = [
+        head + "| shared, KiB | main loop | products in it |",
+        "| ---: | --- | --- | --- | --- | --- | --- " + "| ---: " * 5 + "|",
+    ]
     variants = [variant for arch in tiles.ARCHITECTURES for variant in aot.variants(arch)]
     for variant in track(variants, "compiling", disable=not sys.stderr.isatty()):
         code, tile, loop = code_of(variant), variant.tile, code_of(variant).main_loop
@@ -150,8 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         page = PAGE.read_text(encoding="utf-8")
         for name, table in tables.items():
-            begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-            page = re.sub(f"{begin}.*?{end}", lambda _, text=begin + table + end: text, page, flags=re.DOTALL)
+            begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+            text = f"{begin}{table}\n{end}"
+            page = re.sub(f"{begin}.*?{end}", lambda _, text=text: text, page, flags=re.DOTALL)
         PAGE.write_text(page, encoding="utf-8")
     else:
         print("\n\n".join(tables.values()))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,25 @@ def test_checks_and_gradients_never_wait_for_the_device(operator: str) -> None:
 def test_what_would_wait_is_noticed(waits: Callable[[torch.Tensor], object]) -> None:
     with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), never_waiting():
         waits(torch.empty(3, 4, device="meta"))
+
+
+@pytest.mark.parametrize(("layout", "hidden"), [("padded", [4, 32, 64]), ("packed", None)])
+def test_operands_come_in_boxes_where_the_architecture_has_them(
+    monkeypatch: pytest.MonkeyPatch, layout: str, hidden: list[int] | None
+) -> None:
+    """Rows of different lengths that share a tile are no box."""
+    given: list[Any] = []
+    recorder = type("Recorder", (), {"__getitem__": lambda self, grid: lambda *args, **constants: given.extend(args)})
+    monkeypatch.setattr(vocab_pool, "forward_kernel", recorder())
+    monkeypatch.setattr(vocab_pool, "_arch", lambda device: 90)
+    head = make_head(layout, torch.bfloat16, 8, 24, 64, 200)
+    vocab_pool.vocab_pool(head.hidden, head.weight, None, None, head.cu_seqlens, None, "relu")
+    assert getattr(given[0], "block_shape", None) == hidden
+    assert given[1].block_shape[1] == 64
+    given.clear()
+    vocab_pool.vocab_pool(head.hidden[..., :60], head.weight[:, :60], None, None, head.cu_seqlens, None, "relu")
+    assert isinstance(given[0], torch.Tensor)  # rows of 120 bytes are no multiple of 16
+    assert isinstance(given[1], torch.Tensor)
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,7 @@ def vocab_pool(
         aligned=_fits_boxes(batch.tokens) and _fits_boxes(weight),
         exact=_exact(hidden.dtype),
     )
-    # a box of tokens is of one row, or of rows that fill it without a gap
-    hidden_box = tile.boxes and (tile.rows == 1 or (cu_seqlens is None and tile.positions == batch.L))
+    hidden_box = tile.boxes and (tile.rows == 1 or cu_seqlens is None)  # one row, or rows at equal distances
     count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
     with _on(hidden.device):
         forward_kernel[(min(count, tile.programs * _multiprocessors(hidden.device)),)](
@@ -205,4 +204,3 @@ def _multiprocessors(device: torch.device) -> int:
 def _fits_boxes(matrix: Tensor) -> bool:
     """Whether a tensor descriptor can describe it: begin and rows at multiples of 16 bytes, not empty."""
     return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
-
