@@ -1,12 +1,13 @@
 """Every tile of the GPU kernels, and the pure functions that choose one: no driver, no autotuner, unit-tested anywhere.
 
 `arch` is 10 * major + minor of the compute capability. A tile of the head multiplies `columns` of the vocabulary with
-rows * positions tokens, `depth` of D at a time.
+rows * positions tokens, `depth` of D at a time. A tile that was measured to be faster (MEASURED) wins over the rules.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 SHARED_BYTES = {
     80: 163 << 10,
@@ -51,9 +52,41 @@ class Tile:
         return self.stages * (self.tokens + self.columns) * self.depth * itemsize
 
 
+class Call(NamedTuple):
+    """What a measured tile is for: a kernel on one architecture, and what else its rule looks at."""
+
+    kernel: str  # forward; hidden or weight, the gradients; gather, the weight's of long rows
+    arch: int
+    length: int  # of length_class; 0 of gather, which takes all alike
+    itemsize: int
+    exact: bool = False
+    masked: bool = False  # of the forward, as the next
+    aligned: bool = False
+
+
+MEASURED: dict[Call, Tile] = {
+    # nothing has been measured yet; bench/run.py --sweep prints lines for here
+}
+
+
+def length_class(length: int) -> int:
+    """The lengths that share a measured tile: up to a power of two from 16 to 128, or longer, which is 256."""
+    return min(256, max(16, _power_of_two(length)))
+
+
 def limits_of(arch: int) -> int:
     """Shared memory a block may have, of the newest known architecture not newer than `arch`."""
     return SHARED_BYTES[_known(arch)]
+
+
+def fits(tile: Tile, itemsize: int, arch: int) -> bool:
+    """Whether the forward's programs of a multiprocessor have room in its shared memory."""
+    return tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch)
+
+
+def has_boxes(arch: int) -> bool:
+    """Whether operands come through tensor descriptors."""
+    return _known(arch) in (90, 100)
 
 
 def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, aligned: bool = True, exact: bool) -> Tile:
@@ -67,9 +100,12 @@ def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, align
     narrower: several rows side by side have a maximum each. sm_90 and sm_100 multiply asynchronously out of shared
     memory, so that 4 warps feed the tensor cores and two programs share a multiprocessor.
     """
+    call = Call("forward", arch, length_class(length), itemsize, exact, masked, aligned)
+    if call in MEASURED:
+        return MEASURED[call]
     known = _known(arch)
     positions = min(128, max(16, _power_of_two(length)))
-    asynchronous, boxes = known in (90, 100), known in (90, 100) and aligned and not exact
+    asynchronous, boxes = known in (90, 100), has_boxes(arch) and aligned and not exact
     columns, warps = 64, 8
     if asynchronous and not exact:
         columns = 128 if positions >= 64 and boxes else 64
@@ -80,26 +116,33 @@ def forward(length: int, itemsize: int, arch: int, *, masked: bool = True, align
         columns = 128 if positions >= wide else 64 if positions > narrow else 32
     for stages in (2,) if exact else (4, 3, 2):
         tile = Tile(128 // positions, positions, columns, 128 // itemsize, warps, stages, boxes)
-        if tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch):
+        if fits(tile, itemsize, arch):
             return tile
     raise ValueError(f"arch: no tile of {itemsize}-byte elements fits sm_{arch}")
 
 
-def backward(length: int, D: int, itemsize: int, *, exact: bool) -> Tile:
-    """The tile of both gradients: a product `tokens` by `columns` by `depth` of D.
+def backward(
+    length: int, D: int, itemsize: int, *, exact: bool, arch: int | None = None, kernel: str = "hidden"
+) -> Tile:
+    """The tile of the gradient of `hidden` or `weight`: a product `tokens` by `columns` by `depth` of D.
 
+    The rule is the same for all architectures; without one it alone decides.
     The one-hot factor costs about as many instructions as 200 of depth: a program that builds it uses it for 512 bytes
     of a row. Exact products fill the registers with their operands, and Triton 3.7 would round those 64 tokens high to
     TF32 on sm_100, asked for or not.
     """
+    if arch is not None and (call := Call(kernel, arch, length_class(length), itemsize, exact)) in MEASURED:
+        return _not_deeper(MEASURED[call], D)
     tokens, warps = (32, 4) if exact else (64, 8)
     positions = min(tokens, max(16, _power_of_two(length)))
     columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
     return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
 
 
-def gather(D: int, itemsize: int) -> Tile:
+def gather(D: int, itemsize: int, *, arch: int | None = None) -> Tile:
     """The tile of the weight's gradient when it gathers tokens: several small programs hide the latency of loads."""
+    if arch is not None and (call := Call("gather", arch, 0, itemsize)) in MEASURED:
+        return _not_deeper(MEASURED[call], D)
     depth = min(256 // itemsize, max(16, _power_of_two(D)))
     return Tile(rows=1, positions=16, columns=32, depth=depth, warps=4, stages=2)
 
@@ -124,6 +167,10 @@ def sorts(length: int) -> bool:
 
 # What Triton's reductions over the positions may take of shared memory beside the operands.
 _REDUCTION_BYTES = 2 << 10
+
+
+def _not_deeper(tile: Tile, D: int) -> Tile:
+    return replace(tile, depth=min(tile.depth, max(16, _power_of_two(D))))
 
 
 def _known(arch: int) -> int:
