@@ -84,6 +84,11 @@ def fits(tile: Tile, itemsize: int, arch: int) -> bool:
     return tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch)
 
 
+def not_deeper(tile: Tile, D: int) -> Tile:
+    """The tile for rows of D, which may be narrower than its depth."""
+    return replace(tile, depth=min(tile.depth, max(16, _power_of_two(D))))
+
+
 def has_boxes(arch: int) -> bool:
     """Whether operands come through tensor descriptors."""
     return _known(arch) in (90, 100)
@@ -132,7 +137,7 @@ def backward(
     TF32 on sm_100, asked for or not.
     """
     if arch is not None and (call := Call(kernel, arch, length_class(length), itemsize, exact)) in MEASURED:
-        return _not_deeper(MEASURED[call], D)
+        return not_deeper(MEASURED[call], D)
     tokens, warps = (32, 4) if exact else (64, 8)
     positions = min(tokens, max(16, _power_of_two(length)))
     columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
@@ -142,7 +147,7 @@ def backward(
 def gather(D: int, itemsize: int, *, arch: int | None = None) -> Tile:
     """The tile of the weight's gradient when it gathers tokens: several small programs hide the latency of loads."""
     if arch is not None and (call := Call("gather", arch, 0, itemsize)) in MEASURED:
-        return _not_deeper(MEASURED[call], D)
+        return not_deeper(MEASURED[call], D)
     depth = min(256 // itemsize, max(16, _power_of_two(D)))
     return Tile(rows=1, positions=16, columns=32, depth=depth, warps=4, stages=2)
 
@@ -167,10 +172,6 @@ def sorts(length: int) -> bool:
 
 # What Triton's reductions over the positions may take of shared memory beside the operands.
 _REDUCTION_BYTES = 2 << 10
-
-
-def _not_deeper(tile: Tile, D: int) -> Tile:
-    return replace(tile, depth=min(tile.depth, max(16, _power_of_two(D))))
 
 
 def _known(arch: int) -> int:
