@@ -41,7 +41,7 @@ sanitize: setup  ## run the tests of operators and index on a build that stops a
 sanitize-threads: setup  ## the same on a build that stops when two threads touch the same memory
 	@tests/sanitize.sh thread $(ARGS)
 
-bench: setup  ## time every operator beside eager PyTorch, with plots (writes out/bench); ARGS="--op topk" runs a part
+bench: setup  ## time every operator beside eager PyTorch, with plots (writes out/bench); ARGS="--op topk" runs a part, ARGS=--sweep searches GPU tiles
 	@$(BIN)/python bench/run.py $(ARGS)
 
 count: setup  ## count the operators' instructions under valgrind, compare with bench/instructions.json; ARGS=--record writes it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ PRODUCTS = {*TENSOR_CORES.values(), *MULTIPLY_ADDS.values()}
 DTYPES = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "tf32": ("fp32", 4), "float32": ("fp32", 4)}
 WIDTH = 768  # D: any that fills a tile of the backward
 BATCH = 64  # B: any that fills a tile with rows
-LENGTHS = (16, 32, 64, 128)  # one for each height of a row's share of a tile
+LENGTHS = (16, 32, 64, 128, 256)  # every tile that a rule chooses is for one of these
 
 
 @dataclass(frozen=True)
@@ -151,22 +152,34 @@ def compile_for(
 
 def variants(arch: int) -> Iterator[Variant]:
     """Every tile that tiles.py can choose for the architecture, with each kind of input that compiles differently."""
-    for dtype, (_, itemsize) in DTYPES.items():
-        exact = dtype == "float32"
-        layouts = ("masked",) if dtype in ("float16", "tf32") else ("padded", "masked", "varlen")
-        for length in LENGTHS:
-            for layout in layouts:
-                masked = layout == "masked"
-                tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, exact=exact)
-                yield Variant("forward", arch, dtype, tile, layout)
-                if tile.boxes and dtype == "bfloat16":  # operands that no descriptor can describe
-                    tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, aligned=False, exact=exact)
-                    yield Variant("forward", arch, dtype, tile, layout)
-            tile = tiles.backward(length, WIDTH, itemsize, exact=exact)
-            if length <= tile.tokens:
-                yield from (Variant(kernel, arch, dtype, tile, "padded") for kernel in ("hidden", "weight"))
-        yield Variant("hidden", arch, dtype, tile, "padded", long=True)
-        yield Variant("weight", arch, dtype, tiles.gather(WIDTH, itemsize), "padded", long=True)
+    for dtype in DTYPES:
+        yield from dict.fromkeys((*_forward_variants(arch, dtype), *_backward_variants(arch, dtype)))
+
+
+def _lengths(arch: int) -> list[int]:
+    return sorted({*LENGTHS, *(call.length for call in tiles.MEASURED if call.arch == arch and call.length)})
+
+
+def _forward_variants(arch: int, dtype: str) -> Iterator[Variant]:
+    itemsize, exact = DTYPES[dtype][1], dtype == "float32"
+    layouts = ("masked",) if dtype in ("float16", "tf32") else ("padded", "masked", "varlen")
+    for length, layout in itertools.product(_lengths(arch), layouts):
+        masked = layout == "masked"
+        tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, exact=exact)
+        yield Variant("forward", arch, dtype, tile, layout)
+        if tile.boxes and dtype == "bfloat16":  # operands that no descriptor can describe
+            tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, aligned=False, exact=exact)
+            yield Variant("forward", arch, dtype, tile, layout)
+
+
+def _backward_variants(arch: int, dtype: str) -> Iterator[Variant]:
+    itemsize, exact = DTYPES[dtype][1], dtype == "float32"
+    for length in _lengths(arch):
+        for kernel, long in (("hidden", tiles.sorts(length)), ("weight", tiles.gathers(length))):
+            tile = tiles.backward(length, WIDTH, itemsize, exact=exact, arch=arch, kernel=kernel)
+            if kernel == "weight" and long:
+                tile = tiles.gather(WIDTH, itemsize, arch=arch)
+            yield Variant(kernel, arch, dtype, tile, "padded", long)
 
 
 def read(compiled: Compiled, product: str) -> MachineCode:

@@ -92,4 +92,14 @@ def _sizes() -> tuple[Case, ...]:
     return tuple(Case("vocab_topk", shape, dtype, "untrained") for shape in shapes for dtype in ("float32", "bfloat16"))
 
 
-SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes()}
+SWEPT = ("vocab_pool", "vocab_pool_grad")  # whose tiles --sweep searches
+# Common lengths, a tiles.length_class each; random activations, for which every column has a gradient.
+TILES = tuple(
+    Case(op, (64, length, 768, 30522), dtype, "untrained")
+    for dtype in ("bfloat16", "float32")
+    for op in SWEPT
+    for length in (49, 16, 24, 77, 197)
+)
+INTERPRETED = tuple(Case(op, (2, 20, 40, 40), "float32", "untrained") for op in SWEPT)  # --sweep without a GPU
+
+SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES}

@@ -47,7 +47,7 @@ BAND = 8  # groups of rows that read a block of columns together (forward_kernel
 
 @dataclass(frozen=True)
 class Device:
-    """A data sheet. Dense rates with float32 sums; L2 of the A100 as published, of the others assumed to scale with it."""
+    """A data sheet: dense rates, float32 sums. L2 of the A100 as published, of the others assumed to scale with it."""
 
     name: str
     arch: int
@@ -134,11 +134,10 @@ def predictions(shapes: Iterable[Sequence[int]]) -> str:
 
 def machine_code() -> str:
     """A markdown table of every tile of every architecture."""
-    head = "| sm | kernel | dtype | input | rows x positions x columns x depth | warps x programs | boxes | registers | spills "
-    lines = [
-        head + "| shared, KiB | main loop | products in it |",
-        "| ---: | --- | --- | --- | --- | --- | --- " + "| ---: " * 5 + "|",
-    ]
+    texts = ("kernel", "dtype", "input", "rows x positions x columns x depth", "warps x programs", "boxes")
+    numbers = ("sm", "registers", "spills", "shared, KiB", "main loop", "products in it")
+    heads = [numbers[0], *texts, *numbers[1:]]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(" --- " if h in texts else " ---: " for h in heads) + "|"]
     variants = [variant for arch in tiles.ARCHITECTURES for variant in aot.variants(arch)]
     for variant in track(variants, "compiling", disable=not sys.stderr.isatty()):
         code, tile, loop = code_of(variant), variant.tile, code_of(variant).main_loop

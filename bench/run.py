@@ -5,6 +5,7 @@
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
     python bench/run.py --set sizes --threads 1                # all kinds of sizes
     python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
+    python bench/run.py --sweep                                # searches the GPU kernels' tiles, prints what to paste
     python bench/run.py --compare out/bench/before.jsonl       # and says what became faster or slower
     python bench/run.py --report out/bench/bench.jsonl         # makes the table and the page again, times nothing
 
@@ -16,6 +17,7 @@ exit code 1.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -27,13 +29,13 @@ from typing import NoReturn
 import page
 import report
 import torch
-from cases import DIMENSIONS, INPUTS, SETS, Case
+from cases import DIMENSIONS, INPUTS, INTERPRETED, SETS, SWEPT, Case
 from machine import environment
 from memory import meter
 from report import Record
 from roofline import Roofline, measure_device, measure_host
 from timer import Clock, clock_of, interleaved, on_threads
-from variants import Variant, Work
+from variants import TOLERANCE, Variant, Work, WrongResultError, relative_error
 from work import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,18 +43,16 @@ BUILD = ROOT / "build" / "bench"
 IMPLEMENTATIONS = ("ours", "packed", "eager", "compiled", "rival", "matmul", "rescaled")
 NOT_BY_DEFAULT = {"cpu": ("compiled",), "cuda": ("rescaled",)}  # takes long to make; is about the CPU's threads
 UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, which has been checked
-# Of the largest true value. Half precision rounds the gradients once; eager PyTorch rounds its logits as well, so that
-# another position may win and take the whole gradient. So does the activation of the logits before their maximum, which
-# makes ties. These errors are recorded, not judged.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
-
-
-class WrongResultError(Exception):
-    """An implementation's result is not that of float32 PyTorch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    if options.sweep:
+        if options.device.type == "cpu":
+            os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+        import sweep
+
+        return sweep.main(options.cases, options.device, options.seconds, options.out / "sweep.md")
     if options.report is None:
         try:
             records = _measured(options)
@@ -116,7 +116,11 @@ def _chosen(case: Case, work: Work, options: argparse.Namespace) -> Work:
 
 def _checked(case: Case, work: Work) -> dict[str, float]:
     """The error of each implementation that is to be checked."""
-    errors = {name: _error(work, name) for name in work.variants if name not in UNCHECKED}
+    errors = {
+        name: relative_error(work.read(variant.run()), work.truth)
+        for name, variant in work.variants.items()
+        if name not in UNCHECKED
+    }
     for name, error in errors.items():
         if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
             raise WrongResultError(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed")
@@ -176,16 +180,6 @@ def _is_judged(case: Case, name: str) -> bool:
     return case.dtype == "float32" and not (name == "rival" and case.op.endswith("_grad"))
 
 
-def _error(work: Work, name: str) -> float:
-    """The largest |got - truth| over a result's tensors, each in units of its largest true value."""
-    worst = 0.0
-    for got, truth in zip(work.read(work.variants[name].run()), work.truth, strict=True):
-        scale = float(truth.abs().max()) if truth.numel() else 1.0
-        error = float((got.float() - truth).abs().max()) if truth.numel() else 0.0
-        worst = max(worst, error / max(scale, 1e-30)) if error == error else float("nan")
-    return worst
-
-
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
@@ -196,7 +190,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="cpu, cuda or cuda:N; cuda where torch sees one")
-    parser.add_argument("--set", choices=SETS, default="standard", help="a group of cases")
+    parser.add_argument("--set", choices=SETS, help="a group of cases: standard, with --sweep tiles")
     parser.add_argument("--op", choices=DIMENSIONS, help="only this operator")
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="only this implementation; repeatable")
     shapes = "; ".join(f"{op}: {','.join(names)}" for op, names in DIMENSIONS.items())
@@ -205,6 +199,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--inputs", choices=INPUTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU")
     parser.add_argument("--seconds", type=float, default=1.5, help="time given to each implementation of each case")
+    parser.add_argument(
+        "--sweep", action="store_true", help="search the GPU kernels' tiles instead; --op vocab_pool or vocab_pool_grad"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of the table")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="the JSON lines of an earlier run")
@@ -224,8 +221,11 @@ def _check(options: argparse.Namespace) -> None:
     if not options.seconds > 0:
         raise ValueError(f"--seconds: expected a number > 0, got {options.seconds}")
     options.device = _device(options.device)
+    if options.sweep:
+        _check_sweep(options)
     skipped = NOT_BY_DEFAULT[options.device.type]
     options.impl = options.impl or [name for name in IMPLEMENTATIONS if name not in skipped]
+    options.set = options.set or ("tiles" if options.sweep else "standard")
     options.cases = _cases(options)
     for name, fields in (("compare", report.COMPARED), ("report", report.SHOWN)):
         if path := getattr(options, name):
@@ -233,6 +233,18 @@ def _check(options: argparse.Namespace) -> None:
                 setattr(options, name, report.read(path, fields))
             except ValueError as error:
                 raise ValueError(f"--{name}: {error}") from error
+
+
+def _check_sweep(options: argparse.Namespace) -> None:
+    if options.op not in (None, *SWEPT):
+        raise ValueError(f"--sweep: expected --op {' or '.join(SWEPT)}, got {options.op}")
+    for name in ("impl", "json", "compare", "report"):
+        if getattr(options, name):
+            raise ValueError(f"--{name}: expected a run that times operators, got --sweep")
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("--sweep: expected Triton, which is not installed: pip install triton")
+    if torch.version.hip:
+        raise ValueError("--sweep: expected an NVIDIA GPU or cpu: measured tiles go by its architectures")
 
 
 def _device(name: str | None) -> torch.device:
@@ -248,9 +260,16 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     """The cases of the set that fit the options, or the one case that --op and --shape describe."""
     if options.shape:
         return [Case(options.op, _shape(options), options.dtype or "float32", options.inputs or "trained")]
+    if options.sweep and options.device.type == "cpu":
+        return [
+            replace(case, dtype=options.dtype or case.dtype) for case in INTERPRETED if options.op in (None, case.op)
+        ]
     wanted = {name: value for name in ("op", "dtype", "inputs") if (value := getattr(options, name))}
     fitting = [
-        case for case in SETS[options.set] if all(value == getattr(case, name) for name, value in wanted.items())
+        case
+        for case in SETS[options.set]
+        if all(value == getattr(case, name) for name, value in wanted.items())
+        and not (options.sweep and case.op not in SWEPT)
     ]
     if not fitting:
         asked = " ".join(f"--{name} {value}" for name, value in wanted.items())

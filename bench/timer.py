@@ -6,9 +6,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+Name = TypeVar("Name")  # of a variant
 
 
 class Clock(Protocol):
@@ -67,13 +69,13 @@ class Timing:
 
 
 def interleaved(
-    variants: dict[str, Callable[[], Any]], clock: Clock, seconds: float, min_rounds: int = 3
-) -> dict[str, Timing]:
+    variants: dict[Name, Callable[[], Any]], clock: Clock, seconds: float, min_rounds: int = 3
+) -> dict[Name, Timing]:
     """Runs all variants in turn for `seconds` a variant, at least `min_rounds` times; each starts some rounds."""
     for run in variants.values():
         run()
     names = list(variants)
-    times_ms: dict[str, list[float]] = {name: [] for name in names}
+    times_ms: dict[Name, list[float]] = {name: [] for name in names}
     deadline = time.perf_counter() + seconds * len(names)
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < deadline:

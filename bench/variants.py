@@ -17,6 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of the largest true value. Half precision rounds the gradients once; eager PyTorch rounds its logits as well, so that
+# another position may win and take the whole gradient. So does the activation of the logits before their maximum, which
+# makes ties. These errors are recorded, not judged.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
+
+
+class WrongResultError(Exception):
+    """An implementation's result is not that of float32 PyTorch."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -56,6 +65,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, fullgraph=True, dynamic=False)
 
     return lambda *args: made()(*args)
+
+
+def relative_error(result: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest |got - true| over the tensors, each in units of its largest true value."""
+    worst = 0.0
+    for got, true in zip(result, truth, strict=True):
+        scale = float(true.abs().max()) if true.numel() else 1.0
+        error = float((got.float() - true).abs().max()) if true.numel() else 0.0
+        worst = max(worst, error / max(scale, 1e-30)) if error == error else float("nan")
+    return worst
 
 
 def size(*tensors: Tensor) -> int:

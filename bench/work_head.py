@@ -47,14 +47,14 @@ def published_pool(hidden: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -
 
 def eager_loss(text: sk.VocabHead, image: sk.VocabHead, scale: Tensor) -> Tensor:
     """stair_loss with normalized rows, as one writes it in PyTorch."""
-    rows = [eager_pool(*_full(head)) for head in (text, image)]
+    rows = [eager_pool(*full(head)) for head in (text, image)]
     logit = scale * F.normalize(rows[0], dim=1) @ F.normalize(rows[1], dim=1).T
     target = torch.arange(len(logit), device=logit.device)
     penalties = [FLOPS_WEIGHT * row.mean(dim=0).square().sum() for row in rows]
     return (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2 + penalties[0] + penalties[1]
 
 
-def _full(head: sk.VocabHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def full(head: sk.VocabHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert head.bias is not None
     assert head.mask is not None
     return head.hidden, head.weight, head.bias, head.mask
@@ -62,7 +62,7 @@ def _full(head: sk.VocabHead) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _product(head: sk.VocabHead) -> Variant:
     """The matrix product of a head on its unmasked tokens, into memory that is already there."""
-    hidden, weight, _, mask = _full(head)
+    hidden, weight, _, mask = full(head)
     tokens = hidden.detach()[mask]
     out = tokens.new_empty(len(tokens), len(weight))
     transposed = weight.detach().T
@@ -71,28 +71,28 @@ def _product(head: sk.VocabHead) -> Variant:
 
 def _head_flops(head: sk.VocabHead) -> float:
     V, D = head.weight.shape
-    return 2.0 * int(_full(head)[3].sum()) * V * D
+    return 2.0 * int(full(head)[3].sum()) * V * D
 
 
 def _truth_pool(head: sk.VocabHead) -> Tensor:
-    return eager_pool(*_full(_widened(head)))
+    return eager_pool(*full(_widened(head)))
 
 
 def _with_grad(head: sk.VocabHead) -> sk.VocabHead:
-    hidden, weight, bias, mask = _full(head)
+    hidden, weight, bias, mask = full(head)
     return sk.VocabHead(hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), mask)
 
 
 def _widened(head: sk.VocabHead) -> sk.VocabHead:
     """The same numbers in float32, outside any graph."""
-    hidden, weight, bias, mask = _full(head)
+    hidden, weight, bias, mask = full(head)
     return sk.VocabHead(hidden.detach().float(), weight.detach().float(), bias.detach().float(), mask)
 
 
 @torch.no_grad()
 def vocab_topk(device: torch.device, dtype: torch.dtype, inputs: str, B: int, L: int, D: int, V: int, k: int) -> Work:
     head = make_head(device, dtype, inputs, B, L, D, V)
-    hidden, weight, bias, mask = args = _full(head)
+    hidden, weight, bias, mask = args = full(head)
     packed = functools.cache(lambda: sk.pack_vocab(weight, bias))
     dense = _truth_pool(head)
     truth = dense.topk(k, dim=1).values
@@ -122,7 +122,7 @@ def vocab_topk_grad(
 ) -> Work:
     """Forward, and backward of sum(values^2) / 2: the incoming gradient follows an entry, not its slot."""
     head = _with_grad(make_head(device, dtype, inputs, B, L, D, V))
-    args = _full(head)
+    args = full(head)
 
     def step(select: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
         values = select(*args)
@@ -142,7 +142,7 @@ def vocab_topk_grad(
         "rival": Variant(lambda: step(lambda *args: published_pool(*args).topk(k, dim=1).values, *args)),
         "matmul": _product(head),
     }
-    truth = step(eager, *_full(_with_grad(_widened(head))))
+    truth = step(eager, *full(_with_grad(_widened(head))))
     flops = _head_flops(head) + 4.0 * int((truth[0] > 0).sum()) * D
     gradients = size(*args[:3])
     return Work(variants, lambda result: result, truth, flops, gradients + 4 * B * k, gradients + 12 * B * k)
@@ -151,7 +151,7 @@ def vocab_topk_grad(
 @torch.no_grad()
 def vocab_pool(device: torch.device, dtype: torch.dtype, inputs: str, B: int, L: int, D: int, V: int) -> Work:
     head = make_head(device, dtype, inputs, B, L, D, V)
-    hidden, weight, bias, mask = args = _full(head)
+    hidden, weight, bias, mask = args = full(head)
     packed = functools.cache(lambda: sk.pack_vocab(weight, bias))
     compiled_eager = compiled(eager_pool)
     variants = {
@@ -168,7 +168,7 @@ def vocab_pool(device: torch.device, dtype: torch.dtype, inputs: str, B: int, L:
 
 def vocab_pool_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: int, L: int, D: int, V: int) -> Work:
     head = _with_grad(make_head(device, dtype, inputs, B, L, D, V))
-    args = _full(head)
+    args = full(head)
     upstream = torch.randn(B, V).to(device)
 
     def step(pool: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
@@ -176,7 +176,7 @@ def vocab_pool_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: in
         return (out.detach(), *torch.autograd.grad(out, args[:3], upstream))
 
     compiled_eager = compiled(eager_pool)
-    truth = step(eager_pool, *_full(_with_grad(_widened(head))))
+    truth = step(eager_pool, *full(_with_grad(_widened(head))))
     variants = {
         "ours": Variant(lambda: step(sk.vocab_pool, *args), ("vocab_pool", "vocab_pool_backward")),
         "eager": Variant(lambda: step(eager_pool, *args)),
@@ -195,7 +195,7 @@ def stair_loss_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: in
 
     def step(loss: Callable[..., Tensor], text: sk.VocabHead, image: sk.VocabHead) -> tuple[Tensor, ...]:
         value = loss(text, image, scale)
-        return (value.detach(), *torch.autograd.grad(value, [*_full(text)[:3], *_full(image)[:3]]))
+        return (value.detach(), *torch.autograd.grad(value, [*full(text)[:3], *full(image)[:3]]))
 
     def ours(text: sk.VocabHead, image: sk.VocabHead, scale: Tensor) -> Tensor:
         parts = sk.stair_loss(
@@ -214,7 +214,7 @@ def stair_loss_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: in
     }
     active = sum(int((_truth_pool(head) > 0).sum()) for head in heads)
     flops = sum(_head_flops(head) for head in heads) + 3 * 2.0 * B * B * V + 4.0 * active * D
-    least = sum(size(*_full(head)) for head in heads)
+    least = sum(size(*full(head)) for head in heads)
     return Work(variants, lambda result: result, step(eager_loss, *wide), flops, least, least)
 
 

@@ -1,12 +1,13 @@
 """Every tile of the GPU kernels, and the pure functions that choose one: no driver, no autotuner, unit-tested anywhere.
 
 `arch` is 10 * major + minor of the compute capability. A tile of the head multiplies `columns` of the vocabulary with
-rows * positions tokens, `depth` of D at a time.
+rows * positions tokens, `depth` of D at a time. A tile that was measured to be faster (MEASURED) wins over the rules.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 SHARED_BYTES = {
     80: 163 << 10,
@@ -70,9 +71,46 @@ _EXACT: _Shapes = dict.fromkeys((128, 64, 32, 16), (64, 128, 8))  # no tensor co
 _SHORT_COST = 1.3  # of a token in a tile of 16 positions, whose epilogue is not hidden, in those of a longer one
 
 
+class Call(NamedTuple):
+    """What a measured tile is for: a kernel on one architecture, and what else its rule looks at."""
+
+    kernel: str  # forward; hidden or weight, the gradients; gather, the weight's of long rows
+    arch: int
+    length: int  # of length_class; 0 of gather, which takes all alike
+    itemsize: int
+    exact: bool = False
+    masked: bool = False  # of the forward, as the next
+    aligned: bool = False
+
+
+MEASURED: dict[Call, Tile] = {
+    # nothing has been measured yet; bench/run.py --sweep prints lines for here
+}
+
+
+def length_class(length: int) -> int:
+    """The lengths that share a measured tile, and waste the same on padding: up to a multiple of 16, or beyond 512."""
+    return min(512, -(-max(length, 1) // 16) * 16)
+
+
 def limits_of(arch: int) -> int:
     """Shared memory a block may have, of the newest known architecture not newer than `arch`."""
     return SHARED_BYTES[_known(arch)]
+
+
+def fits(tile: Tile, itemsize: int, arch: int) -> bool:
+    """Whether the forward's programs of a multiprocessor have room in its shared memory."""
+    return tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch)
+
+
+def not_deeper(tile: Tile, D: int) -> Tile:
+    """The tile for rows of D, which may be narrower than its depth."""
+    return replace(tile, depth=min(tile.depth, max(16, _power_of_two(D))))
+
+
+def has_boxes(arch: int) -> bool:
+    """Whether operands come through tensor descriptors."""
+    return _known(arch) in _BOXES
 
 
 def forward(
@@ -84,8 +122,11 @@ def forward(
     float32 products in float32. Of the tiles, 128 tokens each, that which wastes the fewest on padding: 77 positions
     are three times 32, not 128.
     """
+    call = Call("forward", arch, length_class(length), itemsize, exact, masked, aligned)
+    if call in MEASURED:
+        return MEASURED[call]
     known = _known(arch)
-    boxes = known in _BOXES and aligned and not exact
+    boxes = has_boxes(arch) and aligned and not exact
     shapes = _EXACT if exact else _WITHOUT_BOXES if known in _BOXES and not boxes else _FORWARD[known]
 
     def cost(positions: int) -> float:
@@ -99,26 +140,32 @@ def forward(
         warps = 8  # each thread of 4 would hold 128 sums and recompute which of them count
     for stages in (2,) if exact else (4, 3, 2):
         tile = Tile(128 // positions, positions, columns, depth_bytes // itemsize, warps, stages, boxes)
-        if tile.programs * (tile.operand_bytes(itemsize) + _REDUCTION_BYTES) <= limits_of(arch):
+        if fits(tile, itemsize, arch):
             return tile
     raise ValueError(f"arch: no tile of {itemsize}-byte elements fits sm_{arch}")
 
 
-def backward(length: int, D: int, itemsize: int, *, exact: bool) -> Tile:
-    """The tile of both gradients: a product `tokens` by `columns` by `depth` of D.
+def backward(
+    length: int, D: int, itemsize: int, *, exact: bool, arch: int | None = None, kernel: str = "hidden"
+) -> Tile:
+    """The tile of the gradient of `hidden` or `weight`: a product `tokens` by `columns` by `depth` of D.
 
-    The one-hot factor costs about as many instructions as 200 of depth: a program that builds it uses it for 512 bytes
-    of a row. Exact products fill the registers with their operands, and Triton 3.7 would round those 64 tokens high to
-    TF32 on sm_100, asked for or not.
+    The rule is the same for all architectures; without `arch` it alone decides. The one-hot factor costs about as many
+    instructions as 200 of depth: a program that builds it uses it for 512 bytes of a row. Exact products fill the
+    registers with their operands, and Triton 3.7 would round those 64 tokens high to TF32 on sm_100, asked for or not.
     """
+    if arch is not None and (call := Call(kernel, arch, length_class(length), itemsize, exact)) in MEASURED:
+        return not_deeper(MEASURED[call], D)
     tokens, warps = (32, 4) if exact else (64, 8)
     positions = min(tokens, max(16, _power_of_two(length)))
     columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
     return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
 
 
-def gather(D: int, itemsize: int) -> Tile:
+def gather(D: int, itemsize: int, *, arch: int | None = None) -> Tile:
     """The tile of the weight's gradient when it gathers tokens: several small programs hide the latency of loads."""
+    if arch is not None and (call := Call("gather", arch, 0, itemsize)) in MEASURED:
+        return not_deeper(MEASURED[call], D)
     depth = min(256 // itemsize, max(16, _power_of_two(D)))
     return Tile(rows=1, positions=16, columns=32, depth=depth, warps=4, stages=2)
 

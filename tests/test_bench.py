@@ -124,6 +124,8 @@ def test_compare(
         ("--op topk --shape 1,2", "--shape: expected B,V,k as positive integers, got 1,2"),
         ("--set limits --op search", "--set: expected one with --op search, limits has none"),
         ("--impl fastest", "argument --impl: invalid choice: 'fastest'"),
+        ("--sweep --op topk", "--sweep: expected --op vocab_pool or vocab_pool_grad, got topk"),
+        ("--sweep --impl ours", "--impl: expected a run that times operators, got --sweep"),
         ("--compare absent.jsonl", "--compare: expected a file of JSON lines as make bench writes them"),
         (f"--report {__file__}", "--report: expected a file of JSON lines as make bench writes them"),
     ],

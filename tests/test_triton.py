@@ -175,7 +175,8 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("dtype", aot.DTYPES)
 @pytest.mark.parametrize("arch", [*tiles.ARCHITECTURES, 103, 75])
-def test_tiles_fit_their_architecture(arch: int, dtype: str) -> None:
+def test_tiles_fit_their_architecture(monkeypatch: pytest.MonkeyPatch, arch: int, dtype: str) -> None:
+    monkeypatch.setattr(tiles, "MEASURED", {})  # of the rules
     itemsize, exact = aot.DTYPES[dtype][1], dtype == "float32"
     for length, masked, aligned in itertools.product((0, 1, 16, 17, 24, 64, 128, 129, 5000), *[(True, False)] * 2):
         tile = tiles.forward(64, length, itemsize, arch, masked=masked, aligned=aligned, exact=exact)
@@ -187,6 +188,35 @@ def test_tiles_fit_their_architecture(arch: int, dtype: str) -> None:
     chosen = {length: tiles.forward(64, length, itemsize, arch, exact=exact) for length in (5, 24, 77, 128, 197)}
     assert {length: tile.positions for length, tile in chosen.items()} == {5: 16, 24: 32, 77: 32, 128: 128, 197: 32}
     assert tiles.forward(1, 77, itemsize, arch, exact=exact).positions == 128  # no other rows to share a tile with
+
+
+FORWARD = {"batch": 64, "length": 49, "itemsize": 2, "arch": 90, "masked": True, "aligned": True, "exact": False}
+GRADIENT = {"length": 49, "D": 768, "itemsize": 2, "exact": False, "arch": 90, "kernel": "weight"}
+
+
+@pytest.mark.parametrize(
+    ("choose", "asked", "call"),
+    [
+        (tiles.forward, FORWARD, tiles.Call("forward", 90, 64, 2, masked=True, aligned=True)),
+        (tiles.backward, GRADIENT, tiles.Call("weight", 90, 64, 2)),
+        (tiles.gather, {"D": 768, "itemsize": 2, "arch": 90}, tiles.Call("gather", 90, 0, 2)),
+    ],
+)
+def test_a_measured_tile_wins_over_the_rule_for_its_own_calls_only(
+    monkeypatch: pytest.MonkeyPatch, choose: Callable[..., tiles.Tile], asked: dict[str, object], call: tiles.Call
+) -> None:
+    others: dict[str, object] = {"length": 65, "itemsize": 4, "arch": 103, "masked": False, "aligned": False}
+    others |= {"exact": True, "kernel": "hidden"}
+    unlike = [asked | {name: other} for name, other in others.items() if name in asked]
+    rules = [choose(**arguments) for arguments in unlike]
+    measured = tiles.Tile(1, 32, 256, 128, 8, 3)
+    monkeypatch.setattr(tiles, "MEASURED", {call: measured})
+    assert choose(**asked) == measured
+    assert [choose(**arguments) for arguments in unlike] == rules
+    if "length" in asked:
+        assert choose(**asked | {"length": 64}) == measured
+    if "D" in asked:
+        assert choose(**asked | {"D": 40}).depth == 64  # of a narrow row no more than there is
 
 
 @pytest.mark.parametrize("arch", tiles.ARCHITECTURES)

@@ -91,16 +91,10 @@ def forward_kernel(
         where = tl.full([COLUMNS, ROWS], -1, tl.int32)
         for l0 in range(0, tl.max(count, axis=0), POSITIONS):
             token, use = tokens_of(first, count, l0, ROWS, POSITIONS)
-            if VARLEN:  # a box is of one row
-                corner = (0, (tl.min(first, axis=0) + l0).to(tl.int32))
-            else:
-                corner = (row, l0)
+            corner = (0, (tl.min(first, axis=0) + l0).to(tl.int32)) if VARLEN else (row, l0)  # of the box of tokens
             logit = tl.zeros([COLUMNS, ROWS * POSITIONS], tl.float32)
             for d0 in range(0, D, DEPTH):
-                if WEIGHT_BOX:
-                    w = weight.load([v0, d0])
-                else:
-                    w = slab_of(weight, read_column, d0, D, DEPTH, EVEN_D)
+                w = weight.load([v0, d0]) if WEIGHT_BOX else slab_of(weight, read_column, d0, D, DEPTH, EVEN_D)
                 if HIDDEN_BOX:
                     h = tl.reshape(hidden.load([corner[0], corner[1], d0]), [ROWS * POSITIONS, DEPTH])
                 else:

@@ -98,9 +98,10 @@ def vocab_pool_backward(
     saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
     sizes = batch.B, batch.L, D, V
     numbers = {"VARLEN": cu_seqlens is not None, **_numbers(hidden, activation)}
-    tile = tiles.backward(batch.length, D, hidden.element_size(), exact=_exact(hidden.dtype))
+    itemsize, exact, arch = hidden.element_size(), _exact(hidden.dtype), _arch(hidden.device)
     with _on(hidden.device):
         if grad_hidden.numel() > 0:
+            tile = tiles.backward(batch.length, D, itemsize, exact=exact, arch=arch, kernel="hidden")
             parts = min(MAX_PARTS, triton.cdiv(batch.length, tile.positions))
             grid = (triton.cdiv(batch.B, tile.rows), triton.cdiv(D, tile.depth), parts)
             is_sorted = tiles.sorts(batch.length)
@@ -109,7 +110,10 @@ def vocab_pool_backward(
             hidden_kernel[grid](*operands, *sizes, SORTED=is_sorted, DEPTH=tile.depth, **_shape(tile), **numbers)
         if V > 0:
             is_gathered = tiles.gathers(batch.length)
-            tile = tiles.gather(D, hidden.element_size()) if is_gathered else tile
+            if is_gathered:
+                tile = tiles.gather(D, itemsize, arch=arch)
+            else:
+                tile = tiles.backward(batch.length, D, itemsize, exact=exact, arch=arch, kernel="weight")
             blocks = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
             operands = (*saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias)
             needs = {"NEED_WEIGHT": need_weight, "GATHERED": is_gathered, "DEPTH": tile.depth}
