@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,10 @@ RUNTIME = [SIMT / f"{name}.cpp" for name in ("fiber", "runtime", "waiting")]
 ASAN, TSAN = "address,undefined", "thread"
 TOLD_OF = {"": [], ASAN: ["-DSIMT_ADDRESS_SANITIZER"], TSAN: ["-DSIMT_THREAD_SANITIZER"]}
 RUNTIME_LIBRARY = {"": None, ASAN: "libasan.so", TSAN: "libtsan.so"}
+
+simt = pytest.mark.skipif(
+    os.environ.get("STAIR_TEST_KERNELS") != "simt", reason="a GPU kernel: tests/test_simt.py runs it on CPU tensors"
+)
 
 
 def missing() -> str | None:

@@ -8,15 +8,17 @@
 //
 // Why this and not a query's terms dense in shared memory with all documents gathering from them: that looks at all
 // Q N K entries, this at the Q N S that match, S terms that a query and a document share. Q = N = 16,384, K = 64, V =
-// 30,522, terms as frequent as words (bench/work_sparse.py's, S = 7.4), an H100 (132 multiprocessors at 1.755 GHz, L2
-// 5.5 TB/s, memory 3.35 TB/s). Predicted, from bench/sparse_dot_gpu.py; nothing here has been timed:
+// 30,522, terms as frequent as words (bench/work_sparse.py's, S = 4), an H100 (132 multiprocessors at 1.755 GHz, L2
+// 5.5 TB/s, memory 3.35 TB/s). Predicted, by bench/sparse_dot_gpu.py; nothing here has been timed:
 //
 //   dense query   64 x Q N entries of 8 bytes from L2, 137 GB: 25 ms; their gathers, 3.5 turns of the banks for 32
-//                 lanes at random: 8.1 ms
-//   lists         7.4 x Q N postings of 8 bytes from L2, 16 GB: 2.9 ms; a load and a store of a score for each, 3.5
-//                 turns again: 1.9 ms; the scores themselves, 1.1 GB to memory: 0.3 ms
+//                 lanes at random: 8.2 ms. Eight queries a block, their terms found through a bitmap: an eighth of
+//                 the bytes, more turns for each.
+//   lists         4 x Q N postings of 8 bytes from L2, and what the scores start with, 9.7 GB: 1.8 ms; a load and a
+//                 store of a score for each, 3.5 turns again: 1.1 ms; the scores themselves, 1.1 GB to memory: 0.3 ms
 //
-// The bound is L2. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be
+// The bound is L2; what is left out is the making of the lists, a sort of N K entries, which few queries do not pay
+// for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be
 // read twice from a copy in shared memory that cp.async could make.
 #include <array>
 #include <cmath>
@@ -226,13 +228,17 @@ std::array<Tensor, 2> stable_sort(const Tensor& flat) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+void check_slots(const Tensor& rows) {
+  const int64_t N = rows.size(0), M = rows.size(1);
+  constexpr int64_t kMost = INT32_MAX - 4 * kThreads;  // a thread may look that much further
+  STAIR_CHECK(N * M <= kMost && blocks_of(N, kRange) <= 65535, "sparse_dot: expected at most ", kMost, " slots and ",
+              int64_t(65535) * kRange, " rows on a GPU, got [", N, ", ", M, "]");
+}
+
 // The lists of b [N, M], and the memory that they are in.
 struct Inverted {
   Inverted(const OnDevice& device, const Tensor& values, const Tensor& indices, int64_t V)
       : N(values.size(0)), M(values.size(1)), ranges(blocks_of(N, kRange)) {
-    constexpr int64_t kMost = INT32_MAX - 4 * kThreads;  // a thread may look that much further
-    STAIR_CHECK(N * M <= kMost && ranges <= 65535, "sparse_dot: expected rows with at most ", kMost,
-                " slots together, and at most ", int64_t(65535) * kRange, " rows, on a GPU, got [", N, ", ", M, "]");
     const int64_t entries = N * M, lists = V * ranges;
     const auto [terms, order] = stable_sort(torch::stable::flatten(indices));
     postings = torch::stable::new_empty(values, {entries + 1}, ScalarType::Long);
@@ -256,6 +262,7 @@ struct Inverted {
 
 Tensor sparse_dot(const Tensor& a_values, const Tensor& a_indices, const Tensor& b_values, const Tensor& b_indices,
                   int64_t V) {
+  check_slots(b_values);
   const OnDevice device(a_values);
   const Tensor av = as_float(a_values), bv = as_float(b_values);
   const Tensor ai = torch::stable::contiguous(a_indices), bi = torch::stable::contiguous(b_indices);
@@ -274,6 +281,7 @@ Tensor sparse_dot(const Tensor& a_values, const Tensor& a_indices, const Tensor&
 
 Tensor sparse_dot_backward(const Tensor& grad_score, const Tensor& a_indices, const Tensor& b_values,
                            const Tensor& b_indices, int64_t V) {
+  check_slots(b_values);
   const OnDevice device(b_values);
   const Tensor gs = as_float(grad_score), bv = as_float(b_values);
   const Tensor ai = torch::stable::contiguous(a_indices), bi = torch::stable::contiguous(b_indices);
