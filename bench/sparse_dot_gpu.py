@@ -1,6 +1,6 @@
-"""What sparse_dot moves on a GPU, counted, and the times that predicts: the numbers of csrc/cuda/sparse_dot.cu.
+"""What sparse_dot moves on a GPU, counted, and the times that this predicts: the numbers of csrc/cuda/sparse_dot.cu.
 
-python bench/sparse_dot_gpu.py    # Q = N = 16,384, K = 64, V = 30,522 on an H100
+`python bench/sparse_dot_gpu.py` prints them: Q = N = 16,384, K = 64, V = 30,522 on an H100.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 RANDOM_TURNS = 3.5  # of 32 banks for 32 lanes at random places: the mean of the fullest bank
 ENTRY_BYTES = 8  # an index and a value
 SCORE_BYTES = 4
+RANGE, WARPS = 4096, 4  # of a block: documents and warps (csrc/cuda/lists.cuh)
+BOUNDS_TURNS = 3  # the bounds, half a warp at a time, and the weight
 
 
 @dataclass(frozen=True)
 class Card:
-    """Published rates; that of L2 is an assumption, a little above what is commonly measured with plain loads."""
+    """Published rates, of L2 an assumption."""
 
     mem_gbps: float
     l2_gbps: float
@@ -25,30 +27,31 @@ class Card:
 H100 = Card(3350, 5500, 132, 1.755)
 
 
-def predicted_ms(Q: int, N: int, touched: float, turns: float, card: Card = H100) -> dict[str, float]:
-    """Predicted, not timed: L2, the banks of shared memory and memory, each alone; the bound is the largest.
+def lists_turns(Q: int, N: int, K: int, shared_terms: float) -> float:
+    """Of the banks: a load and a store for each posting, every list's bounds and weight by each warp, the scores."""
+    scores = float(Q) * N
+    lists = Q * K * -(-N // RANGE)
+    return (2 * RANDOM_TURNS * scores * shared_terms + 2 * scores) / 32 + BOUNDS_TURNS * WARPS * lists
 
-    `touched` entries are looked at for a pair (query, document), and each takes that many `turns` of the banks for 32.
-    """
-    entries, scores = float(Q) * N * touched, float(Q) * N
-    # a score starts as 0 or NaN, read from L2; it is written to shared memory first and read from there last
-    in_l2 = ENTRY_BYTES * entries + SCORE_BYTES * scores
-    in_turns = (turns * entries + 2 * scores) / 32
+
+def lists_ms(Q: int, N: int, K: int, shared_terms: float, card: Card = H100) -> dict[str, float]:
+    """The kernel's parts, each alone; the largest bounds it."""
+    scores = float(Q) * N  # their first values, 0 or NaN, come from L2
+    return _ms(scores * (ENTRY_BYTES * shared_terms + SCORE_BYTES), lists_turns(Q, N, K, shared_terms), scores, card)
+
+
+def dense_query_ms(Q: int, N: int, K: int, card: Card = H100) -> dict[str, float]:
+    """The design that was left: a query's terms dense in shared memory, where all entries of all documents gather."""
+    scores = float(Q) * N
+    return _ms(scores * ENTRY_BYTES * K, scores * K * RANDOM_TURNS / 32, scores, card)
+
+
+def _ms(l2_bytes: float, turns: float, scores: float, card: Card) -> dict[str, float]:
     return {
-        "l2": in_l2 / card.l2_gbps / 1e6,
-        "banks": in_turns / card.multiprocessors / card.clock_ghz / 1e6,
+        "l2": l2_bytes / card.l2_gbps / 1e6,
+        "banks": turns / card.multiprocessors / card.clock_ghz / 1e6,
         "memory": SCORE_BYTES * scores / card.mem_gbps / 1e6,
     }
-
-
-def lists_ms(Q: int, N: int, shared_terms: float) -> dict[str, float]:
-    """Postings of the terms that both hold; a load and a store of the score for each."""
-    return predicted_ms(Q, N, shared_terms, 2 * RANDOM_TURNS)
-
-
-def dense_query_ms(Q: int, N: int, K: int) -> dict[str, float]:
-    """The design that was left: the query's terms dense in shared memory, every entry of every document gathers."""
-    return predicted_ms(Q, N, K, RANDOM_TURNS)
 
 
 if __name__ == "__main__":
@@ -57,5 +60,5 @@ if __name__ == "__main__":
     rows, K, V = 16384, 64, 30522
     shared_terms = match_flops(make_rows(rows, K, V, 1), make_rows(rows, K, V, 2)) / 2 / rows**2
     print(f"{shared_terms:.2f} terms shared; predicted ms:")
-    print("lists", lists_ms(rows, rows, shared_terms))
+    print("lists", lists_ms(rows, rows, K, shared_terms))
     print("dense query", dense_query_ms(rows, rows, K))

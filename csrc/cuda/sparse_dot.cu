@@ -12,56 +12,32 @@
 // 5.5 TB/s, memory 3.35 TB/s). Predicted, by bench/sparse_dot_gpu.py; nothing here has been timed:
 //
 //   dense query   64 x Q N entries of 8 bytes from L2, 137 GB: 25 ms; their gathers, 3.5 turns of the banks for 32
-//                 lanes at random: 8.2 ms. Eight queries a block, their terms found through a bitmap: an eighth of
+//                 lanes at random: 8.1 ms. Eight queries a block, their terms found through a bitmap: an eighth of
 //                 the bytes, more turns for each.
 //   lists         4 x Q N postings of 8 bytes from L2, and what the scores start with, 9.7 GB: 1.8 ms; a load and a
-//                 store of a score for each, 3.5 turns again: 1.1 ms; the scores themselves, 1.1 GB to memory: 0.3 ms
+//                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; the scores themselves, 1.1 GB
+//                 to memory: 0.3 ms
 //
 // The bound is L2; what is left out is the making of the lists, a sort of N K entries, which few queries do not pay
-// for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be
-// read twice from a copy in shared memory that cp.async could make.
-#include <array>
+// for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be read twice
+// from a copy in shared memory that cp.async could make.
 #include <cmath>
 
 #include "cuda/launch.cuh"
+#include "cuda/lists.cuh"
 
 namespace stair {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBlocksEach = 6;  // on a multiprocessor: 40 registers a thread, 19 KiB of shared memory a block
-constexpr int kRange = 4096;    // documents; more make longer lists, fewer let more blocks share a multiprocessor
-constexpr uint32_t kNoRow = ~0u;
+constexpr int kBlocksEach = 12;  // on a multiprocessor: 40 registers a thread, 17.5 KiB of shared memory a block
 constexpr uint32_t kAllLanes = ~0u;
-
-struct alignas(8) Posting {
-  uint32_t row;  // the document, counted from the first of its range
-  float value;
-};
 
 struct Pair {
   Posting first, second;
 };
 
-struct Lists {
-  const Posting* postings;  // by term, then document; one more than there are, for pairs
-  const int32_t* starts;    // [V * ranges + 1]: where the list of term * ranges + range begins
-  int64_t ranges, V;
-};
-
-struct Span {
-  int begin, end;
-};
-
 __device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
-
-// -1 is no term; nor is one past V, which nobody can raise an error for.
-__device__ __forceinline__ Span span_of(const Lists& lists, int32_t term, int64_t range) {
-  if (uint32_t(term) >= lists.V) return {0, 0};
-  const int32_t* start = lists.starts + term * lists.ranges + range;
-  return {start[0], start[1]};
-}
 
 // The postings `at` and at + 1 of a list; kNoRow past its ends. The upper half of a warp has them the other way round:
 // in a list without gaps the lanes then go to 32 different banks.
@@ -84,15 +60,23 @@ __device__ __forceinline__ void add_scores(float* sum, float weight, const Pair&
 
 // Adds lists one after the other, since two may hold the same document. The next one is on its way meanwhile.
 __device__ void add_lists(float* sum, const Posting* postings, const Span* spans, const float* weights, int slots) {
-  Pair next = load_pair(postings, pair_of(spans[0], threadIdx.x), spans[0]);
+  Span next_span = spans[0];
+  Pair next = load_pair(postings, pair_of(next_span, threadIdx.x), next_span);
   for (int j = 0; j < slots; ++j) {
+    const Span span = next_span;
     const Pair pair = next;
-    const Span span = spans[j];
-    if (j + 1 < slots) next = load_pair(postings, pair_of(spans[j + 1], threadIdx.x), spans[j + 1]);
+    if (j + 1 < slots) {
+      next_span = spans[j + 1];
+      next = load_pair(postings, pair_of(next_span, threadIdx.x), next_span);
+    }
     if (span.begin == span.end) continue;
-    add_scores(sum, weights[j], pair);
-    for (int at = pair_of(span, kThreads + threadIdx.x); at < span.end; at += 2 * kThreads)
-      add_scores(sum, weights[j], load_pair(postings, at, span));
+    const float weight = weights[j];
+    add_scores(sum, weight, pair);
+    for (int at = pair_of(span, kThreads + threadIdx.x); at < span.end; at += 4 * kThreads) {
+      const Pair one = load_pair(postings, at, span), two = load_pair(postings, at + 2 * kThreads, span);
+      add_scores(sum, weight, one);
+      add_scores(sum, weight, two);
+    }
     __syncthreads();
   }
 }
@@ -173,41 +157,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// starts[key]: how many of the entries, which ascend by (term, entry), come before list `key`. A thread a list.
-__global__ void find_lists(const int32_t* terms, const int64_t* order, int64_t entries, int64_t M, int64_t ranges,
-                           int64_t lists, int32_t* starts) {
-  const int64_t key = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (key > lists) return;
-  const int64_t term = key / ranges, first = key % ranges * kRange * M;
-  int64_t begin = 0, end = entries;
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (terms[middle] < term || (terms[middle] == term && order[middle] < first))
-      begin = middle + 1;
-    else
-      end = middle;
-  }
-  starts[key] = int32_t(begin);
-}
-
-// A thread an entry of b [N, M]. A document that repeats a term, as none should, has one posting with the sum: two
-// threads would add to one score at a time.
-__global__ void make_postings(const int32_t* terms, const int64_t* order, const float* values, int64_t entries,
-                              int64_t M, Posting* postings) {
-  const int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (p >= entries) return;
-  const int64_t row = order[p] / M;
-  const int32_t term = terms[p];
-  if (term < 0 || (p > 0 && terms[p - 1] == term && order[p - 1] >= row * M)) {
-    postings[p] = {kNoRow, 0.0f};
-    return;
-  }
-  float sum = values[order[p]];
-  for (int64_t next = p + 1; next < entries && terms[next] == term && order[next] < (row + 1) * M; ++next)
-    sum += values[order[next]];
-  postings[p] = {uint32_t(row % kRange), sum};
-}
-
 // start [N]: NaN for a row of b [N, M] with a value that is not finite, otherwise 0. A warp a row.
 __global__ void start_scores(const float* values, int64_t N, int64_t M, float* start) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -217,48 +166,6 @@ __global__ void start_scores(const float* values, int64_t N, int64_t M, float* s
   finite = __all_sync(kAllLanes, finite);
   if (threadIdx.x % 32 == 0) start[row] = finite ? 0.0f : NAN;
 }
-
-int64_t blocks_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
-
-// PyTorch's, since the stable headers have none: the sorted elements and their places before.
-std::array<Tensor, 2> stable_sort(const Tensor& flat) {
-  using torch::stable::detail::from, torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(flat), from(std::optional<bool>(true)), from(int64_t(0)), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
-
-void check_slots(const Tensor& rows) {
-  const int64_t N = rows.size(0), M = rows.size(1);
-  constexpr int64_t kMost = INT32_MAX - 4 * kThreads;  // a thread may look that much further
-  STAIR_CHECK(N * M <= kMost && blocks_of(N, kRange) <= 65535, "sparse_dot: expected at most ", kMost, " slots and ",
-              int64_t(65535) * kRange, " rows on a GPU, got [", N, ", ", M, "]");
-}
-
-// The lists of b [N, M], and the memory that they are in.
-struct Inverted {
-  Inverted(const OnDevice& device, const Tensor& values, const Tensor& indices, int64_t V)
-      : N(values.size(0)), M(values.size(1)), ranges(blocks_of(N, kRange)) {
-    const int64_t entries = N * M, lists = V * ranges;
-    const auto [terms, order] = stable_sort(torch::stable::flatten(indices));
-    postings = torch::stable::new_empty(values, {entries + 1}, ScalarType::Long);
-    starts = torch::stable::new_empty(values, {lists + 1}, ScalarType::Int);
-    const auto* term = terms.const_data_ptr<int32_t>();
-    const auto* place = order.const_data_ptr<int64_t>();
-    device.launch(&find_lists, dim3(blocks_of(lists + 1, kThreads)), kThreads, 0, term, place, entries, M,
-                  std::max<int64_t>(ranges, 1), lists, starts.mutable_data_ptr<int32_t>());
-    if (entries > 0)
-      device.launch(&make_postings, dim3(blocks_of(entries, kThreads)), kThreads, 0, term, place,
-                    values.const_data_ptr<float>(), entries, M, static_cast<Posting*>(postings.mutable_data_ptr()));
-  }
-
-  Lists lists(int64_t V) const {
-    return {static_cast<const Posting*>(postings.const_data_ptr()), starts.const_data_ptr<int32_t>(), ranges, V};
-  }
-
-  int64_t N, M, ranges;
-  Tensor postings, starts;
-};
 
 Tensor sparse_dot(const Tensor& a_values, const Tensor& a_indices, const Tensor& b_values, const Tensor& b_indices,
                   int64_t V) {
@@ -279,6 +186,7 @@ Tensor sparse_dot(const Tensor& a_values, const Tensor& a_indices, const Tensor&
   return scores;
 }
 
+// For the gradient of b, grad_score is a transposed view, of which as_float makes a copy.
 Tensor sparse_dot_backward(const Tensor& grad_score, const Tensor& a_indices, const Tensor& b_values,
                            const Tensor& b_indices, int64_t V) {
   check_slots(b_values);
