@@ -49,8 +49,9 @@ def run(
     order: str,
     memory: GlobalMemory | None = None,
     threads: int = 256,
+    first_block: int = 0,
 ) -> None:
-    """`layout` is struct's; tensors become pointers, which may begin anywhere."""
+    """`layout` is struct's; tensors become pointers, to any address; blocks before `first_block` do not run."""
     memory, numbers = memory or GlobalMemory(), []
     for number, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
@@ -58,4 +59,5 @@ def run(
             numbers.append(memory.add(flat.numpy(), f"argument {number}", misalign_bytes=argument.data_ptr() % 16))
         else:
             numbers.append(argument or 0)
-    program.launch(grid, (threads,), struct.pack("<" + layout, *numbers), memory, dynamic, Order(order))
+    given = struct.pack("<" + layout, *numbers)
+    program.launch(grid, (threads,), given, memory, dynamic, Order(order), first_cta=first_block)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_library import built, program, run
+from far import holes
 from ptx.traffic import Traffic, measured
 from test_sparse_dot import gradients, integer_rows
 from torch import Tensor
@@ -34,22 +35,27 @@ def inverted(b: SparseRows, order: str) -> list[Tensor | int]:
     return [postings, starts, ranges, V]
 
 
-def scores(a: SparseRows, b: SparseRows, order: str = "lockstep") -> tuple[Tensor, Traffic]:
+def scores(
+    a: SparseRows, b: SparseRows, order: str = "lockstep", score: Tensor | None = None, first_block: int = 0
+) -> tuple[Tensor, Traffic]:
     (Q, K), (N, M) = a.values.shape, b.values.shape
-    lists, start, score = inverted(b, order), torch.full((N,), 7.0), torch.full((Q, N), 7.0)
+    lists, start = inverted(b, order), torch.full((N,), 7.0)
+    score = torch.full((Q, N), 7.0) if score is None else score
     run(program("start_scores"), "QqqQ", [b.values, N, M, start], (-(-N // 4),), 0, order, threads=THREADS)
     with measured() as (memory, traffic):
         given = [a.values, a.indices, K, *lists, start, N, score]
-        run(program("score_rows"), "QQqQQqqQqQ", given, (Q, lists[2]), 0, order, memory, THREADS)
+        run(program("score_rows"), "QQqQQqqQqQ", given, (Q, lists[2]), 0, order, memory, THREADS, first_block)
     return score, traffic
 
 
-def gradient(upstream: Tensor, a: SparseRows, b: SparseRows, order: str = "lockstep") -> tuple[Tensor, Traffic]:
+def gradient(
+    upstream: Tensor, a: SparseRows, b: SparseRows, order: str = "lockstep", first_block: int = 0
+) -> tuple[Tensor, Traffic]:
     (Q, K), N = a.values.shape, len(b)
     lists, grads = inverted(b, order), torch.full((Q, K), 7.0)
     with measured() as (memory, traffic):
         given = [upstream, N, a.indices, K, *lists, grads]
-        run(program("grad_rows"), "QqQqQQqqQ", given, (Q,), 0, order, memory, THREADS)
+        run(program("grad_rows"), "QqQqQQqqQ", given, (Q,), 0, order, memory, THREADS, first_block)
     return grads, traffic
 
 
@@ -67,6 +73,21 @@ def test_several_ranges_from_ptx() -> None:
     a, b, upstream = integer_rows(1, 2, 3), integer_rows(RANGE + 5, 2, 3), torch.randint(-4, 5, (1, RANGE + 5)).float()
     assert torch.equal(scores(a, b)[0], reference.sparse_dot(a, b))
     assert torch.equal(gradient(upstream, a, b)[0], gradients(reference, a, b, upstream)[0])
+
+
+def test_offsets_past_2_to_the_31(tmp_path: Path) -> None:
+    """Q * N: the last block's scores lie there, and what its gradient reads."""
+    N, K, V = RANGE, 3, 20
+    Q = 2**31 // N + 2
+    a = SparseRows(torch.zeros(Q, K), torch.full((Q, K), -1, dtype=torch.int32), None, V)
+    last, b, upstream = integer_rows(1, K, V), integer_rows(N, 2, V), torch.randint(-4, 5, (1, N)).float()
+    a.values[-1], a.indices[-1] = last.values, last.indices
+    score = scores(a, b, score=holes(tmp_path, Q, N, dtype=torch.float32), first_block=Q - 1)[0]
+    assert torch.equal(score[-1:], reference.sparse_dot(last, b))
+    given = holes(tmp_path, Q, N, dtype=torch.float32)
+    given[-1] = upstream
+    grads = gradient(given, a, b, first_block=Q - 1)[0]
+    assert torch.equal(grads[-1:], gradients(reference, last, b, upstream)[0])
 
 
 def test_traffic_of_lists_without_gaps() -> None:

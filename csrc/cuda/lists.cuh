@@ -7,6 +7,7 @@
 #include "cuda/launch.cuh"
 
 namespace stair {
+namespace {
 
 constexpr int kThreads = 128;  // a pair of postings each: half a list of common words
 constexpr int kRange = 4096;   // documents; more make longer lists, fewer let more blocks share a multiprocessor
@@ -35,8 +36,8 @@ __device__ __forceinline__ Span span_of(const Lists& lists, int32_t term, int64_
 }
 
 // starts[key]: how many of the entries, which ascend by (term, entry), come before list `key`. A thread a list.
-static __global__ void find_lists(const int32_t* terms, const int64_t* order, int64_t entries, int64_t M,
-                                  int64_t ranges, int64_t lists, int32_t* starts) {
+__global__ void find_lists(const int32_t* terms, const int64_t* order, int64_t entries, int64_t M, int64_t ranges,
+                           int64_t lists, int32_t* starts) {
   const int64_t key = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (key > lists) return;
   const int64_t term = key / ranges, first = key % ranges * kRange * M;
@@ -53,8 +54,8 @@ static __global__ void find_lists(const int32_t* terms, const int64_t* order, in
 
 // A thread an entry of b [N, M]. A document that repeats a term, as none should, has one posting with the sum: two
 // threads would add to one score at a time.
-static __global__ void make_postings(const int32_t* terms, const int64_t* order, const float* values, int64_t entries,
-                                     int64_t M, Posting* postings) {
+__global__ void make_postings(const int32_t* terms, const int64_t* order, const float* values, int64_t entries,
+                              int64_t M, Posting* postings) {
   const int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (p >= entries) return;
   const int64_t row = order[p] / M;
@@ -69,17 +70,17 @@ static __global__ void make_postings(const int32_t* terms, const int64_t* order,
   postings[p] = {uint32_t(row % kRange), sum};
 }
 
-inline int64_t blocks_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
+int64_t blocks_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
 
 // PyTorch's, since the stable headers have none: the sorted elements and their places before.
-inline std::array<Tensor, 2> stable_sort(const Tensor& flat) {
+std::array<Tensor, 2> stable_sort(const Tensor& flat) {
   using torch::stable::detail::from, torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(flat), from(std::optional<bool>(true)), from(int64_t(0)), from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-inline void check_slots(const Tensor& rows) {
+void check_slots(const Tensor& rows) {
   const int64_t N = rows.size(0), M = rows.size(1);
   constexpr int64_t kMost = INT32_MAX - 8 * kThreads;  // a thread may look that much further
   STAIR_CHECK(N * M <= kMost && blocks_of(N, kRange) <= 65535, "sparse_dot: expected at most ", kMost, " slots and ",
@@ -111,4 +112,5 @@ struct Inverted {
   Tensor postings, starts;
 };
 
+}  // namespace
 }  // namespace stair

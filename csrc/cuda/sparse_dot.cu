@@ -15,8 +15,8 @@
 //                 lanes at random: 8.1 ms. Eight queries a block, their terms found through a bitmap: an eighth of
 //                 the bytes, more turns for each.
 //   lists         4 x Q N postings of 8 bytes from L2, and what the scores start with, 9.7 GB: 1.8 ms; a load and a
-//                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; the scores themselves, 1.1 GB
-//                 to memory: 0.3 ms
+//                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; the scores themselves,
+//                 1.1 GB to memory: 0.3 ms
 //
 // The bound is L2; what is left out is the making of the lists, a sort of N K entries, which few queries do not pay
 // for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be read twice
