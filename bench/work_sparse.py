@@ -64,7 +64,7 @@ def sparse_dot(device: torch.device, dtype: torch.dtype, inputs: str, Q: int, N:
     def read(out: Any) -> Sequence[Tensor]:
         return (out if isinstance(out, Tensor) else torch.from_numpy(out.toarray()),)
 
-    return Work(variants, read, (dense[0] @ dense[1].T,), _match_flops(*csr), 8 * K * (Q + N), 4 * Q * N)
+    return Work(variants, read, (dense[0] @ dense[1].T,), match_flops(*csr), 8 * K * (Q + N), 4 * Q * N)
 
 
 def sparse_dot_grad(device: torch.device, dtype: torch.dtype, inputs: str, Q: int, N: int, K: int, V: int) -> Work:
@@ -86,7 +86,7 @@ def sparse_dot_grad(device: torch.device, dtype: torch.dtype, inputs: str, Q: in
         "eager": Variant(eager),
         "matmul": Variant(lambda: step(dense[0] @ dense[1].T, dense)),
     }
-    flops, scores, entries = 3 * _match_flops(*csr), 4 * Q * N, K * (Q + N)
+    flops, scores, entries = 3 * match_flops(*csr), 4 * Q * N, K * (Q + N)
     return Work(variants, lambda result: result, eager(), flops, 8 * entries + scores, 4 * entries + scores)
 
 
@@ -105,12 +105,12 @@ def search(device: torch.device, dtype: torch.dtype, inputs: str, Q: int, N: int
         "eager": Variant(eager, on_host=True),
         "matmul": Variant(lambda: queries @ transposed, on_host=True),
     }
-    flops, truth = _match_flops(queries, documents), torch.from_numpy(eager())
+    flops, truth = match_flops(queries, documents), torch.from_numpy(eager())
     # a matching pair is read as a posting: the document's number and its weight
     return Work(variants, lambda scores: (torch.as_tensor(scores),), (truth,), flops, 4 * flops + 8 * Q * K, 12 * Q * k)
 
 
-def _match_flops(a: scipy.sparse.csr_array, b: scipy.sparse.csr_array) -> float:
+def match_flops(a: scipy.sparse.csr_array, b: scipy.sparse.csr_array) -> float:
     """Two for each pair of entries in the same column: the multiplications and additions of the sparse product."""
     V = a.shape[1]
     return 2.0 * float(np.bincount(a.indices, minlength=V) @ np.bincount(b.indices, minlength=V))

@@ -136,6 +136,7 @@ def sparse_dot(a: SparseRows, b: SparseRows) -> Tensor:  # [Q, N] float32
 
     Raises:
         ValueError: when the two differ in vocab_size or device.
+        RuntimeError: on a GPU, where the rows of b, or for a gradient those of a, have 2^31 - 1,024 slots or more.
     """
     for name, rows in (("a", a), ("b", b)):
         if not isinstance(rows, SparseRows):
@@ -144,7 +145,9 @@ def sparse_dot(a: SparseRows, b: SparseRows) -> Tensor:  # [Q, N] float32
         raise ValueError(f"b: expected vocab_size {a.vocab_size} like a, got {b.vocab_size}")
     if a.device != b.device:
         raise ValueError(f"b: expected device {a.device} like a, got {b.device}")
-    _check_device("a", a.values)
+    _check_device("a", a.values, on_gpu=True)
+    if a.values.is_cuda:
+        cuda.require_library("sparse_dot")
     return torch.ops.stair.sparse_dot(a.values, a.indices, b.values, b.indices, a.vocab_size)
 
 

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMT = ROOT / "tests" / "simt"
+TORCH = Path(torch.__file__).parent
 CXX = os.environ.get("CXX", "g++")
 ORDERS = ("forward", "reverse", "shuffled")  # STAIR_SIMT_ORDER
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -22,6 +24,10 @@ RUNTIME = [SIMT / f"{name}.cpp" for name in ("fiber", "runtime", "waiting")]
 ASAN, TSAN = "address,undefined", "thread"
 TOLD_OF = {"": [], ASAN: ["-DSIMT_ADDRESS_SANITIZER"], TSAN: ["-DSIMT_THREAD_SANITIZER"]}
 RUNTIME_LIBRARY = {"": None, ASAN: "libasan.so", TSAN: "libtsan.so"}
+
+simt = pytest.mark.skipif(
+    os.environ.get("STAIR_TEST_KERNELS") != "simt", reason="a GPU kernel: tests/test_simt.py runs it on CPU tensors"
+)
 
 
 def missing() -> str | None:
@@ -35,36 +41,53 @@ def missing() -> str | None:
 class Built:
     faults: Path  # the program of tests/simt/faults.cpp
     kernels: Path  # registers the operators of csrc/cuda for CPU tensors, in place of the CPU's own
-    preload: str  # what a Python that loads `kernels` has to begin with
+    preload: str
 
 
 def build(folder: Path, sanitize: str = "") -> Built:
     """Compiles the kernels with these sanitizers and the runtime without, for the two to be told apart."""
-    torch_root = Path(torch.__file__).parent
-    common = ["-std=c++17", "-g", "-fPIC", f"-I{SIMT}"]
-    common += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch_root / "include"), f"-ffile-prefix-map={ROOT}/="]
-    common += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    watched = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
-    kernel_flags = ["-O1" if sanitize else "-O2", *watched, "-x", "c++"]
-    sources = [*KERNELS, SIMT / "faults.cpp", *RUNTIME]  # the slowest first
-    objects = {source: folder / f"{source.name}.o" for source in sources}
-
-    def compile_one(source: Path) -> None:
-        flags = ["-O2", *TOLD_OF[sanitize]] if source in RUNTIME else kernel_flags
-        must_run([CXX, *common, *flags, "-c", str(source), "-o", str(objects[source])])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, sources))
-    runtime = [str(objects[source]) for source in RUNTIME]
+    watched = watch(sanitize)
+    kernel_flags = ["-g", "-O1" if sanitize else "-O2", *watched]
     faults, kernels = folder / "faults", folder / "kernels.so"
-    must_run([CXX, *watched, str(objects[SIMT / "faults.cpp"]), *runtime, "-o", str(faults)])
-    operators = [str(objects[source]) for source in KERNELS]
-    torch_cpu = str(torch_root / "lib" / "libtorch_cpu.so")
-    must_run([CXX, "-shared", *watched, *operators, *runtime, torch_cpu, "-o", str(kernels)])
+    own = compile_all(folder, [*KERNELS, SIMT / "faults.cpp"], kernel_flags)  # the slowest first
+    runtime = compile_runtime(folder, sanitize)
+    must_run([CXX, *watched, own.pop(), *runtime, "-o", str(faults)])
+    link(kernels, [*watched, *own, *runtime])
+    return Built(faults, kernels, preload_of(sanitize))
+
+
+def preload_of(sanitize: str) -> str:
+    """What a Python that loads kernels with these sanitizers has to begin with."""
     library = RUNTIME_LIBRARY[sanitize]
     # libstdc++ beside the sanitizer's library, which otherwise finds no exceptions to watch in a Python written in C
     names = [library, "libstdc++.so.6"] if library else []
-    return Built(faults, kernels, " ".join(must_run([CXX, f"-print-file-name={name}"]).strip() for name in names))
+    return " ".join(must_run([CXX, f"-print-file-name={name}"]).strip() for name in names)
+
+
+def watch(sanitize: str) -> list[str]:
+    return [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
+
+
+def compile_runtime(folder: Path, sanitize: str = "") -> list[str]:
+    return compile_all(folder, RUNTIME, ["-g", "-O2", *TOLD_OF[sanitize]])
+
+
+def compile_all(folder: Path, sources: Sequence[Path], flags: Sequence[str], checkout: Path = ROOT) -> list[str]:
+    """The object file of each, in `folder`."""
+    command = [CXX, "-std=c++17", "-fPIC", f"-I{SIMT}", f"-I{checkout / 'csrc'}", f"-ffile-prefix-map={checkout}/="]
+    command += ["-isystem", str(TORCH / "include"), "-DTORCH_TARGET_VERSION=0x020a000000000000", *flags, "-x", "c++"]
+
+    def compile_one(source: Path) -> str:
+        compiled = str(folder / f"{source.name}.o")
+        must_run([*command, "-c", str(source), "-o", compiled])
+        return compiled
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def link(library: Path, arguments: Sequence[str]) -> None:
+    must_run([CXX, "-shared", *arguments, str(TORCH / "lib" / "libtorch_cpu.so"), "-o", str(library)])
 
 
 def must_run(command: Sequence[str]) -> str:

@@ -34,18 +34,18 @@ class Outcome(NamedTuple):
     output: str
 
 
-Run = Callable[[Path, list[str]], Outcome]
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """run(copy, nodes) runs these tests in the copy."""
+    """run(copy, nodes, NAME=value) runs these tests in the copy, in an environment with these names."""
     command = [sys.executable, str(HERE / "mutant_runner.py")]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as runner:
 
-        def request(copy: Path, nodes: list[str]) -> Outcome:
-            runner.stdin.write(json.dumps({"copy": str(copy), "nodes": nodes}) + "\n")
+        def request(copy: Path, nodes: list[str], **environment: str) -> Outcome:
+            runner.stdin.write(json.dumps({"copy": str(copy), "nodes": nodes, "environment": environment}) + "\n")
             runner.stdin.flush()
             code = int(runner.stdout.readline())
             report = copy / "report.xml"

@@ -22,11 +22,11 @@ OPTIONS = {
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
 }
-OPERATOR_TESTS = ("test_topk.py", "test_topk_gpu.py")
+OPERATOR_TESTS = ("test_topk.py", "test_topk_gpu.py", "test_sparse_dot.py", "test_sparse_dot_gpu.py")
 # The same on every device, or before the kernels.
-SAME = ("opcheck", "compile", "bad_input", "without_the_library")
+SAME = ("opcheck", "compile", "bad_input", "without_the_library", "behind_our_back")
 # What is run in other orders and under sanitizers.
-SHAPES = "shapes_that_break or nan_anywhere or merged"
+SHAPES = "shapes_that_break or nan_anywhere or merged or float64 or lists"
 PATHS = "every_path_once"
 
 Faults = Callable[..., tuple[int, str]]

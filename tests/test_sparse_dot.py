@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import Implementation
@@ -9,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from on_device import require_kernel
 from tolerance import assert_close
+from torch import Tensor
 
 import stair_kernels as sk
 from stair_kernels import SparseRows, reference
+from stair_kernels.rows import trusted_rows
 
 
 def zipf_rows(B: int, K: int, V: int) -> SparseRows:
@@ -26,6 +30,22 @@ def zipf_rows(B: int, K: int, V: int) -> SparseRows:
             indices[b, :n] = torch.multinomial(weights, n, replacement=False).int()
             values[b, :n] = torch.rand(n).sort(descending=True).values + 0.01
     return SparseRows(values, indices, None, V)
+
+
+def integer_rows(B: int, K: int, V: int) -> SparseRows:
+    """Full rows of small integers, whose products and sums are exact in every order; every seventh slot is empty."""
+    indices = torch.rand(B, V).argsort(dim=1)[:, :K].int()
+    values = torch.randint(-8, 9, indices.shape).float()
+    empty = torch.arange(indices.numel()).view_as(indices) % 7 == 6
+    return SparseRows(values.masked_fill(empty, 0), indices.masked_fill(empty, -1), None, V)
+
+
+def gradients(operators: Any, a: SparseRows, b: SparseRows, upstream: Tensor, **extra: Any) -> tuple[Tensor, ...]:
+    """Those of both sides' values."""
+    values = [rows.values.clone().requires_grad_() for rows in (a, b)]
+    leaves = [trusted_rows(value, rows.indices, None, rows.vocab_size) for value, rows in zip(values, (a, b))]
+    out = operators.sparse_dot(*leaves, **extra)
+    return torch.autograd.grad((out * upstream.to(out.dtype)).sum(), values)
 
 
 SHAPES = [
@@ -50,14 +70,8 @@ def test_matches_float64(impl: Implementation, Q: int, N: int, K: int, V: int) -
 @pytest.mark.parametrize(("Q", "N", "K", "V"), SHAPES[:3])
 def test_gradients_match_float64(impl: Implementation, Q: int, N: int, K: int, V: int) -> None:
     a, b, upstream = zipf_rows(Q, K, V), zipf_rows(N, K + 1, V), torch.randn(Q, N)
-
-    def grads(operators: object, **extra: object) -> tuple[torch.Tensor, ...]:
-        values = [rows.values.clone().requires_grad_() for rows in (a, b)]
-        leaves = [SparseRows(value, rows.indices, None, V) for value, rows in zip(values, (a, b))]
-        out = operators.sparse_dot(*leaves, **extra)
-        return torch.autograd.grad((out * upstream.to(out.dtype)).sum(), values)
-
-    for got, want, eager in zip(grads(impl.operators), grads(reference, compute_dtype=torch.float64), grads(reference)):
+    truth = gradients(reference, a, b, upstream, compute_dtype=torch.float64)
+    for got, want, eager in zip(gradients(impl.operators, a, b, upstream), truth, gradients(reference, a, b, upstream)):
         assert_close(got, want, eager)
 
 
@@ -87,6 +101,18 @@ def test_rows_that_are_not_finite_score_nan(impl: Implementation) -> None:
     assert got[:, 3].isnan().all()
     assert got[[0, 2, 3]][:, [0, 1, 2, 4]].isfinite().all()
     assert torch.equal(got.isnan(), reference.sparse_dot(a, b).isnan())
+
+
+def test_lists_with_repeated_terms_count_their_sum(impl: Implementation) -> None:
+    """No SparseRows should have them; the meaning is that of to_dense()."""
+    a, b = integer_rows(4, 6, 20), integer_rows(70, 6, 20)
+    for rows in (a, b):
+        rows.indices[::2, 3] = rows.indices[::2, 0]
+        rows.indices[::4, 1:] = rows.indices[::4, :1]
+    assert torch.equal(impl.operators.sparse_dot(a, b), reference.sparse_dot(a, b))
+    upstream = torch.randint(-4, 5, (4, 70)).float()
+    got, want = (gradients(operators, a, b, upstream) for operators in (impl.operators, reference))
+    assert all(map(torch.equal, got, want))
 
 
 def test_same_bits_for_any_number_of_threads(impl: Implementation, threads) -> None:  # type: ignore[no-untyped-def]

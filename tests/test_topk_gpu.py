@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from heads import same_rows
+from simt_on_cpu import simt
 from torch import Tensor
 
 import stair_kernels as sk
 from stair_kernels import cuda, reference
 
 NONE = -(2**63)
-simt = pytest.mark.skipif(
-    os.environ.get("STAIR_TEST_KERNELS") != "simt", reason="a GPU kernel: tests/test_simt.py runs it on CPU tensors"
-)
 
 
 def keys_of(raw: Tensor, kept: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from far import holes
 from torch import Tensor
 
 from stair_kernels import reference
@@ -27,12 +28,10 @@ FEW = 3  # tokens, rows or columns at the far end
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Far:
     """far(*shape, dtype=) is zeros that take no memory; what a launcher allocates is made so as well."""
-    path, new_empty = tmp_path / "holes", Tensor.new_empty
+    new_empty = Tensor.new_empty
 
     def make(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-        tensor = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
-        path.unlink()  # the memory stays mapped
-        return tensor
+        return holes(tmp_path, *shape, dtype=dtype)
 
     def make_new(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
         small = math.prod(shape) <= SMALL
