@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,11 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 RUNTIME = [SIMT / f"{name}.cpp" for name in ("fiber", "runtime", "waiting")]
 ASAN, TSAN = "address,undefined", "thread"
 TOLD_OF = {"": [], ASAN: ["-DSIMT_ADDRESS_SANITIZER"], TSAN: ["-DSIMT_THREAD_SANITIZER"]}
+# For tests of kernels that only a GPU has: tests/conftest.py loads those that build() made.
+needs_kernels = pytest.mark.skipif(
+    "STAIR_SIMT_LIBRARY" not in os.environ,
+    reason="a GPU kernel: tests/test_simt.py and tests/test_triton.py run it on CPU tensors",
+)
 RUNTIME_LIBRARY = {"": None, ASAN: "libasan.so", TSAN: "libtsan.so"}
 
 

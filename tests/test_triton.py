@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from heads import DTYPES, LAYOUTS, make_head
+from simt_on_cpu import Built
 from tolerance import assert_close
 
 import stair_kernels as sk
@@ -32,13 +33,18 @@ LEFT_OUT = ("opcheck", "compile", "bad_input", "packed_vocab", "many_threads", "
 
 
 @pytest.mark.parametrize("operator", ["vocab_pool", "vocab_topk", "stair_loss"])
-def test_operator_tests_in_the_interpreter(operator: str) -> None:
-    """The operator's own tests with the Triton kernels in place of the C++ ones."""
+def test_operator_tests_in_the_interpreter(built: Callable[[str], Built], operator: str) -> None:
+    """The operator's own tests with the Triton kernels, and beside them those in CUDA C++, in place of the CPU's."""
     chosen = " and ".join(f"not {name}" for name in LEFT_OUT)
+    run_tests(built("").kernels, f"test_{operator}.py", chosen, STAIR_TEST_KERNELS="triton")
+
+
+def run_tests(simt_library: Path, name: str, chosen: str, **environment: str) -> None:
+    """In a process of their own: there the kernels replace those of the CPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     result = subprocess.run(
-        [*command, str(HERE / f"test_{operator}.py")],
-        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_TEST_KERNELS": "triton"},
+        [*command, str(HERE / name)],
+        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_SIMT_LIBRARY": str(simt_library), **environment},
         capture_output=True,
         text=True,
         timeout=900,
@@ -72,15 +78,8 @@ def test_vocab_pool_from_its_ptx(
         assert float((got.float() - right).abs().max()) <= rounding * float(right.abs().max())
 
 
-def test_vocab_topk_from_its_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers, whose sums are exact: equal to the reference, ties included, over several chunks of the vocabulary."""
-    run_from_ptx(monkeypatch)
-    monkeypatch.setattr(vocab_topk, "CHUNK", 128)
-    head = make_head("masked", torch.float16, 4, 9, 20, 300, integers=True)
-    got = vocab_topk.vocab_topk(head.hidden, head.weight, head.bias, head.mask, None, None, 40, "relu", False)
-    want = reference.vocab_topk(head.hidden, head.weight, head.bias, head.mask, k=40, activation="relu")
-    for ours, right in zip(got, (want.values, want.indices, want.positions)):
-        assert torch.equal(ours, right)
+def test_vocab_topk_from_its_ptx(built: Callable[[str], Built]) -> None:
+    run_tests(built("").kernels, "test_triton_exact.py", "topk_over_chunks")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -92,8 +91,7 @@ def test_launchers_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, la
     with never_waiting():
         out, positions = vocab_pool.vocab_pool(*args, "log_relu")
         vocab_pool.vocab_pool_backward(out, out, positions, *args[:2], head.cu_seqlens, "log_relu", True, True)
-        rows = vocab_topk.vocab_topk(*args, 40, "log_relu", False)
-        vocab_topk.vocab_topk_backward(rows[0], *rows, *args[:2], head.cu_seqlens, None, "log_relu", True, True)
+        vocab_topk.vocab_topk(*args, 40, "log_relu", False)
 
 
 def test_the_loss_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
