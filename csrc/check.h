@@ -10,7 +10,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
+
+#include "activations.h"
 
 #define STAIR_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
 
@@ -41,6 +44,14 @@ inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarT
 inline bool is_float_dtype(const Tensor& t) {
   auto dtype = t.scalar_type();
   return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+inline Activation parse_activation(const std::string& name) {
+  if (name == "log_relu") return Activation::kLogRelu;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "log_log_relu") return Activation::kLogLogRelu;
+  STAIR_CHECK(name == "elu1p", "activation: expected log_relu, relu, log_log_relu or elu1p, got ", name);
+  return Activation::kElu1p;
 }
 
 // float32, contiguous; a copy only where it has to be

@@ -38,7 +38,6 @@ def require_library(operator: str) -> None:
 _register("vocab_pool", "vocab_pool")
 _register("vocab_pool_backward", "vocab_pool")
 _register("vocab_topk", "vocab_topk")
-_register("vocab_topk_backward", "vocab_topk")
 
 
 @torch.library.impl("stair::matmul_nt", "CUDA")

@@ -71,9 +71,12 @@ def vocab_topk(
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
+        RuntimeError: on a GPU, where k is above 2,048.
     """
     _check_k(k)
     args = _head_args(hidden, weight, bias, mask, cu_seqlens, activation)
+    if args[0].is_cuda:
+        cuda.require_library("vocab_topk")
     values, indices, positions = torch.ops.stair.vocab_topk(*args, k, activation, sparse_grad)
     return trusted_rows(values, indices, positions, weight.shape[0])
 

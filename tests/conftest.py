@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stair_kernels import _index
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+import simt_on_cpu
 from on_device import OnDevice, named_device
 
 # Under deterministic algorithms (_poisoned_outputs) cuBLAS wants it, before its first use.
@@ -28,13 +30,13 @@ if sanitizers := os.environ.get("STAIR_SANITIZE"):  # tests/sanitize.sh: no test
         assert runtime in library.read_bytes(), f"{library} was not built with {sanitizers}"
 
 
-if os.environ.get("STAIR_TEST_KERNELS") == "triton":  # tests/test_triton.py: the GPU kernels in Triton's interpreter
+if simt := os.environ.get("STAIR_SIMT_LIBRARY"):  # tests/test_simt.py: the GPU kernels in CUDA C++, compiled by g++
+    torch.ops.load_library(simt)
+
+if os.environ.get("STAIR_TEST_KERNELS") == "triton":  # tests/test_triton.py: and those in Triton's interpreter
     from triton_on_cpu import replace_cpu_kernels
 
     replace_cpu_kernels()
-
-if os.environ.get("STAIR_TEST_KERNELS") == "simt":  # tests/test_simt.py: those in CUDA C++, compiled by g++
-    torch.ops.load_library(os.environ["STAIR_SIMT_LIBRARY"])
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ def impl(request: pytest.FixtureRequest) -> Implementation:
 def device(request: pytest.FixtureRequest) -> str:
     """For tests that call torch.ops or torch.compile: tensors made on it."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], simt_on_cpu.Built]:
+    """built(sanitizers): csrc/cuda compiled by g++, once."""
+    if without := simt_on_cpu.missing():
+        pytest.skip(without)
+    return cache(lambda sanitize: simt_on_cpu.build(tmp_path_factory.mktemp("simt"), sanitize))
 
 
 @pytest.fixture(autouse=True)

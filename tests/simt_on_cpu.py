@@ -24,9 +24,10 @@ RUNTIME = [SIMT / f"{name}.cpp" for name in ("fiber", "runtime", "waiting")]
 ASAN, TSAN = "address,undefined", "thread"
 TOLD_OF = {"": [], ASAN: ["-DSIMT_ADDRESS_SANITIZER"], TSAN: ["-DSIMT_THREAD_SANITIZER"]}
 RUNTIME_LIBRARY = {"": None, ASAN: "libasan.so", TSAN: "libtsan.so"}
-
-simt = pytest.mark.skipif(
-    os.environ.get("STAIR_TEST_KERNELS") != "simt", reason="a GPU kernel: tests/test_simt.py runs it on CPU tensors"
+# For tests of kernels that only a GPU has: tests/conftest.py loads those that build() made.
+needs_kernels = pytest.mark.skipif(
+    "STAIR_SIMT_LIBRARY" not in os.environ,
+    reason="a GPU kernel: tests/test_simt.py and tests/test_triton.py run it on CPU tensors",
 )
 
 

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 from mutations import MUTATIONS, RAGGED, Mutation
+from simt_on_cpu import Built
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing compiles its kernels")
 
@@ -38,10 +39,10 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
+def run(built: Callable[[str], Built]) -> Iterator[Run]:
     """run(copy, nodes, NAME=value) runs these tests in the copy, in an environment with these names."""
     command = [sys.executable, str(HERE / "mutant_runner.py")]
-    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "STAIR_SIMT_LIBRARY": str(built("").kernels)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as runner:
 
         def request(copy: Path, nodes: list[str], **environment: str) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simt_on_cpu import simt
+from simt_on_cpu import needs_kernels
 from test_sparse_dot import gradients, integer_rows
 
 import stair_kernels as sk
@@ -13,7 +13,7 @@ from stair_kernels import SparseRows, reference
 RANGE = 4096  # documents whose scores a block holds
 
 
-@simt
+@needs_kernels
 @pytest.mark.parametrize(
     ("Q", "N", "K", "V"),
     [
@@ -27,7 +27,7 @@ def test_long_lists_to_the_bit(Q: int, N: int, K: int, V: int) -> None:
     assert all(map(torch.equal, gradients(sk, a, b, upstream), gradients(reference, a, b, upstream)))
 
 
-@simt
+@needs_kernels
 @pytest.mark.parametrize(("Q", "N", "K", "V"), [(2, 19, 20, 30), (1, 3, 260, 300)])
 def test_every_path_once(Q: int, N: int, K: int, V: int) -> None:
     """Few launches, for ThreadSanitizer, which makes each take a second."""
@@ -36,7 +36,7 @@ def test_every_path_once(Q: int, N: int, K: int, V: int) -> None:
     assert all(map(torch.equal, gradients(sk, a, b, upstream), gradients(reference, a, b, upstream)))
 
 
-@simt
+@needs_kernels
 def test_lists_leave_out_an_index_past_the_vocabulary() -> None:
     """A GPU cannot raise; it must not read past the lists either."""
     a, b = integer_rows(3, 4, 20), integer_rows(5, 4, 20)
@@ -48,7 +48,7 @@ def test_lists_leave_out_an_index_past_the_vocabulary() -> None:
     assert all(map(torch.equal, gradients(sk, a, b, upstream), gradients(reference, *want, upstream)))
 
 
-@simt
+@needs_kernels
 def test_the_query_of_a_gradient_may_have_any_layout() -> None:
     a, b = integer_rows(4, 3, 20), integer_rows(7, 5, 20)
     upstream = torch.randint(-4, 5, (8, 9)).float()
@@ -58,7 +58,7 @@ def test_the_query_of_a_gradient_may_have_any_layout() -> None:
     assert torch.equal(got, want[:, 1:])
 
 
-@simt
+@needs_kernels
 def test_refused_sizes_are_named() -> None:
     a, huge = integer_rows(1, 1, 20), torch.zeros(1).expand(2**21, 2**10)  # 4 bytes
     message = r"sparse_dot: expected at most 2147482623 slots and 268431360 rows on a GPU, got \[2097152, 1024\]"

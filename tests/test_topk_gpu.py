@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from heads import same_rows
-from simt_on_cpu import simt
+from simt_on_cpu import needs_kernels
 from torch import Tensor
 
 import stair_kernels as sk
@@ -60,7 +60,7 @@ def best_of_all(raw: Tensor, positions: Tensor, k: int, above_zero: bool) -> tup
     return best, torch.where(best == NONE, -1, won)
 
 
-@simt
+@needs_kernels
 @pytest.mark.parametrize("above_zero", [True, False], ids=["relu", "elu1p"])
 @pytest.mark.parametrize("kind", ["dense", "ties", "ascending", "special", "empty rows"])
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_merged_chunks_are_the_best_of_all(V: int, chunk: int, k: int, kind: str
     assert all(map(torch.equal, merged, best_of_all(raw, positions, k, above_zero)))
 
 
-@simt
+@needs_kernels
 @pytest.mark.parametrize(
     ("B", "V", "k", "dtype"),
     [
@@ -93,14 +93,14 @@ def test_every_path_once(B: int, V: int, k: int, dtype: torch.dtype) -> None:
         assert all(map(torch.equal, merged, expected))
 
 
-@simt
+@needs_kernels
 def test_opcheck() -> None:
     raw, positions = logits("dense", 3, 50)
     state = torch.full((3, 8), NONE), torch.full((3, 8), -1, dtype=torch.int32)
     torch.library.opcheck(torch.ops.stair.topk_merge.default, (*state, raw, positions.short(), 7, True))
 
 
-@simt
+@needs_kernels
 def test_refused_arguments_are_named() -> None:
     raw, positions = logits("dense", 3, 50)
     keys, won = torch.full((3, 8), NONE), torch.full((3, 8), -1, dtype=torch.int32)

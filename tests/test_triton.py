@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from heads import DTYPES, LAYOUTS, make_head
+from simt_on_cpu import Built
 from tolerance import assert_close
 
 import stair_kernels as sk
@@ -41,14 +42,19 @@ LEFT_OUT = ("opcheck", "compile", "bad_input", "packed_vocab", "many_threads", "
         ("stair_loss", 80, ""),
     ],
 )
-def test_operator_tests_in_the_interpreter(operator: str, arch: int, tests: str) -> None:
-    """The operator's own tests with the Triton kernels in place of the C++ ones."""
-    chosen = " and ".join(f"not {name}" for name in LEFT_OUT)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", f"{chosen} {tests}"]
-    environment = {"STAIR_TEST_DEVICE": "none", "STAIR_TEST_KERNELS": "triton", "STAIR_TEST_ARCH": str(arch)}
+def test_operator_tests_in_the_interpreter(built: Callable[[str], Built], operator: str, arch: int, tests: str) -> None:
+    """The operator's own tests with the Triton kernels, and beside them those in CUDA C++, in place of the CPU's."""
+    chosen = " and ".join(f"not {name}" for name in LEFT_OUT) + f" {tests}"
+    environment = {"STAIR_TEST_KERNELS": "triton", "STAIR_TEST_ARCH": str(arch)}
+    run_tests(built("").kernels, f"test_{operator}.py", chosen, **environment)
+
+
+def run_tests(simt_library: Path, name: str, chosen: str, **environment: str) -> None:
+    """In a process of their own: there the kernels replace those of the CPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     result = subprocess.run(
-        [*command, str(HERE / f"test_{operator}.py")],
-        env={**os.environ, **environment},
+        [*command, str(HERE / name)],
+        env={**os.environ, "STAIR_TEST_DEVICE": "none", "STAIR_SIMT_LIBRARY": str(simt_library), **environment},
         capture_output=True,
         text=True,
         timeout=900,
@@ -82,15 +88,8 @@ def test_vocab_pool_from_its_ptx(
         assert float((got.float() - right).abs().max()) <= rounding * float(right.abs().max())
 
 
-def test_vocab_topk_from_its_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers, whose sums are exact: equal to the reference, ties included, over several chunks of the vocabulary."""
-    run_from_ptx(monkeypatch)
-    monkeypatch.setattr(vocab_topk, "CHUNK", 128)
-    head = make_head("masked", torch.float16, 4, 9, 20, 300, integers=True)
-    got = vocab_topk.vocab_topk(head.hidden, head.weight, head.bias, head.mask, None, None, 40, "relu", False)
-    want = reference.vocab_topk(head.hidden, head.weight, head.bias, head.mask, k=40, activation="relu")
-    for ours, right in zip(got, (want.values, want.indices, want.positions)):
-        assert torch.equal(ours, right)
+def test_vocab_topk_from_its_ptx(built: Callable[[str], Built]) -> None:
+    run_tests(built("").kernels, "test_triton_exact.py", "topk_over_chunks")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -102,8 +101,7 @@ def test_launchers_never_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, la
     with never_waiting():
         out, positions = vocab_pool.vocab_pool(*args, "log_relu")
         vocab_pool.vocab_pool_backward(out, out, positions, *args[:2], head.cu_seqlens, "log_relu", True, True)
-        rows = vocab_topk.vocab_topk(*args, 40, "log_relu", False)
-        vocab_topk.vocab_topk_backward(rows[0], *rows, *args[:2], head.cu_seqlens, None, "log_relu", True, True)
+        vocab_topk.vocab_topk(*args, 40, "log_relu", False)
 
 
 def test_the_loss_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from heads import Head, make_head
+from simt_on_cpu import needs_kernels
 from torch import Tensor
 
 from stair_kernels import reference
@@ -167,18 +168,13 @@ def test_activation(activation: str) -> None:
     assert ((got - want)[differs].abs() <= 2e-7 * scale).all()
 
 
-def make_topk_head(activation: str) -> tuple[Head, tuple]:
-    """Over several chunks of the vocabulary."""
-    head = make_head("masked", torch.float16, 3, 4, 8, 150, integers=True)
-    return head, (head.hidden, head.weight, head.bias, head.mask, None, None, 40, activation, False)
-
-
+@needs_kernels
 @pytest.mark.parametrize("case", ["relu", "elu1p", "nan"])
 def test_topk_over_chunks(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Ties, and a row of nothing above 0; negative logits; a NaN in the first chunk."""
     monkeypatch.setattr(vocab_topk, "CHUNK", 64)
     activation = "relu" if case == "nan" else case
-    head, args = make_topk_head(activation)
+    head = make_head("masked", torch.float16, 3, 4, 8, 150, integers=True)
     if case == "relu":
         head.hidden[1] = 0
         head.bias.clamp_(max=0)
@@ -186,21 +182,8 @@ def test_topk_over_chunks(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
         head.weight[5, 0] = torch.nan
     if case == "elu1p":
         head.bias -= 30
-    got = vocab_topk.vocab_topk(*args)
+    got = vocab_topk.vocab_topk(head.hidden, head.weight, head.bias, head.mask, None, None, 40, activation, False)
     want = reference.vocab_topk(head.hidden, head.weight, head.bias, head.mask, k=40, activation=activation)
     assert torch.equal(got[1], want.indices)
     assert torch.equal(got[2], want.positions)
     assert torch.allclose(got[0], want.values, rtol=3e-7, atol=1e-9, equal_nan=True)
-
-
-def test_topk_gradients_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The survivors stand at both ends of every chunk."""
-    monkeypatch.setattr(vocab_topk, "CHUNK", 64)
-    head, _ = make_topk_head("relu")
-    indices = torch.tensor([0, 63, 64, 127, 128, 149], dtype=torch.int32).repeat(3, 1)
-    grad, values = torch.randint(1, 5, (3, 6)).float(), torch.randint(1, 5, (3, 6)).float()
-    positions = torch.randint(0, 4, (3, 6), dtype=torch.int32)
-    saved = grad, values, indices, positions, head.hidden, head.weight, None, None, "relu", True, True
-    wanted = torch.ops.stair.vocab_topk_backward(*saved)
-    for got, want in zip(vocab_topk.vocab_topk_backward(*saved), wanted):
-        assert torch.equal(got, want)

@@ -7,21 +7,12 @@
 #include <memory>
 #include <new>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "check.h"
 #include "cpu/isa.h"
 
 namespace stair {
-
-inline Activation parse_activation(const std::string& name) {
-  if (name == "log_relu") return Activation::kLogRelu;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "log_log_relu") return Activation::kLogLogRelu;
-  STAIR_CHECK(name == "elu1p", "activation: expected log_relu, relu, log_log_relu or elu1p, got ", name);
-  return Activation::kElu1p;
-}
 
 // A raw logit that is not above the floor is no entry.
 inline float floor_of(Activation activation) {

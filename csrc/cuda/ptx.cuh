@@ -20,6 +20,8 @@
 
 namespace stair {
 
+constexpr uint32_t kAllLanes = ~0u;
+
 // 16 bytes that are read once: not kept in L1, whose room shared memory needs. Nobody may write them in this launch.
 __device__ __forceinline__ uint4 load_once(const void* place) {
 #ifdef __CUDACC__
@@ -44,6 +46,30 @@ __device__ __forceinline__ float half_to_float(uint16_t bits) {
   static_assert(sizeof half == sizeof bits);
   std::memcpy(&half, &bits, sizeof half);
   return float(half);
+#endif
+}
+
+// The nearest float16 and the nearest bfloat16, ties to even, given by their bits.
+__device__ __forceinline__ uint16_t float_to_half(float value) {
+#ifdef __CUDACC__
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  const auto half = _Float16(value);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+#endif
+}
+__device__ __forceinline__ uint16_t float_to_bfloat(float value) {
+#ifdef __CUDACC__
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  const uint32_t bits = __float_as_uint(value);
+  return value != value ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 #endif
 }
 

@@ -17,8 +17,7 @@ namespace stair {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxKept = 2048;  // the largest k
-constexpr uint32_t kAllLanes = ~0u;
+constexpr int kMaxKept = 2048;    // the largest k
 constexpr uint64_t kNoEntry = 0;  // below every entry
 
 __device__ __forceinline__ uint64_t entry_of(float value, int index) {

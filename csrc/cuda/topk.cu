@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
+#include "cuda/numbers.cuh"
 #include "cuda/select.cuh"
 
 namespace stair {
@@ -14,17 +15,6 @@ constexpr int kTile = 4096;  // elements that a block reads at a time: 16 a thre
 constexpr int kEach = kTile / kThreads;
 constexpr int kBlocksEach = 4;  // on a multiprocessor: 64 registers a thread, 64 KiB of loads in flight
 constexpr float kInfinity = INFINITY;
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ __forceinline__ float widen(Float16 x) { return half_to_float(x.bits); }
 
 // What the elements of a row are to a selection: values, or of the second launch entries.
 template <class T>

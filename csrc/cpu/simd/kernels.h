@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "activations.h"
+
 namespace stair {
 
 constexpr int kPanel = 16;                     // vocabulary columns that lie side by side in a packed panel
@@ -11,7 +13,6 @@ constexpr int kBlockPanels = 8;                // panels walked together: their 
 constexpr int kBlock = kPanel * kBlockPanels;  // 128 columns
 constexpr int kMaxTokens = 32;                 // most tokens in a tile
 
-enum class Activation { kLogRelu, kRelu, kLogLogRelu, kElu1p };
 enum class Dtype : int { kFloat, kBFloat16, kHalf };
 
 // What the matmul tiles multiply: a float32, or two neighbouring bfloat16 along D (the lower half first) where the
