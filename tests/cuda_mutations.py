@@ -10,9 +10,9 @@ PATHS = "tests/test_topk_gpu.py::test_every_path_once"
 MERGED = "tests/test_topk_gpu.py::test_merged_chunks_are_the_best_of_all"
 ROWS, LONG = PATHS + "[2-300-5-dtype0]", PATHS + "[3-4100-300-dtype1]"
 TIES = MERGED + "[1000-300-64-ties-relu]"
-EXACT = "tests/test_sparse_dot_gpu.py::test_long_lists_to_the_bit"
-RANGES, SLOTS = EXACT + "[2-4099-4-9]", EXACT + "[2-40-300-400]"
-REPEATED = "tests/test_sparse_dot.py::test_lists_with_repeated_terms_count_their_sum"
+LISTS_OF = "tests/test_sparse_dot.py::test_lists_"
+RANGES, SLOTS = LISTS_OF + "of_more_documents_than_a_block_holds", LISTS_OF + "of_more_slots_than_threads"
+REPEATED = LISTS_OF + "with_repeated_terms_count_their_sum"
 RACE = "tests/test_sparse_dot_gpu.py::test_every_path_once[1-3-260-300]"
 
 # fmt: off

@@ -40,7 +40,8 @@ def compiled(checkout: Path, unit: str, runtime: list[str], sanitize: str = "") 
     watched, library = watch(sanitize), checkout / "kernels.so"
     objects = compile_all(checkout, [checkout / "csrc" / "cuda" / unit], ["-O0", *watched], checkout)
     link(library, [*watched, *objects, *runtime])
-    return {"STAIR_SIMT_LIBRARY": str(library), "STAIR_SIMT_ORDER": "forward"}
+    kernels = {"STAIR_SIMT_LIBRARY": str(library), "STAIR_SIMT_ORDER": "forward"}
+    return {**kernels, "STAIR_TEST_DEVICE": "none"}
 
 
 def stopped_by_simt(outcome: Outcome) -> bool:

@@ -103,16 +103,29 @@ def test_rows_that_are_not_finite_score_nan(impl: Implementation) -> None:
     assert torch.equal(got.isnan(), reference.sparse_dot(a, b).isnan())
 
 
+def same_to_the_bit(impl: Implementation, a: SparseRows, b: SparseRows) -> None:
+    assert torch.equal(impl.operators.sparse_dot(a, b), reference.sparse_dot(a, b))
+    upstream = torch.randint(-4, 5, (len(a), len(b))).float()
+    got, want = (gradients(operators, a, b, upstream) for operators in (impl.operators, reference))
+    assert all(map(torch.equal, got, want))
+
+
+def test_lists_of_more_documents_than_a_block_holds(impl: Implementation) -> None:
+    """4,096 of them on a GPU; each list is longer than what the block reads at a time."""
+    same_to_the_bit(impl, integer_rows(2, 4, 9), integer_rows(4099, 4, 9))
+
+
+def test_lists_of_more_slots_than_threads(impl: Implementation) -> None:
+    same_to_the_bit(impl, integer_rows(2, 300, 400), integer_rows(40, 300, 400))
+
+
 def test_lists_with_repeated_terms_count_their_sum(impl: Implementation) -> None:
     """No SparseRows should have them; the meaning is that of to_dense()."""
     a, b = integer_rows(4, 6, 20), integer_rows(70, 6, 20)
     for rows in (a, b):
         rows.indices[::2, 3] = rows.indices[::2, 0]
         rows.indices[::4, 1:] = rows.indices[::4, :1]
-    assert torch.equal(impl.operators.sparse_dot(a, b), reference.sparse_dot(a, b))
-    upstream = torch.randint(-4, 5, (4, 70)).float()
-    got, want = (gradients(operators, a, b, upstream) for operators in (impl.operators, reference))
-    assert all(map(torch.equal, got, want))
+    same_to_the_bit(impl, a, b)
 
 
 def test_same_bits_for_any_number_of_threads(impl: Implementation, threads) -> None:  # type: ignore[no-untyped-def]

@@ -10,22 +10,6 @@ from test_sparse_dot import gradients, integer_rows
 import stair_kernels as sk
 from stair_kernels import SparseRows, reference
 
-RANGE = 4096  # documents whose scores a block holds
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    ("Q", "N", "K", "V"),
-    [
-        (2, RANGE + 3, 4, 9),  # two ranges; lists longer than a block reads at a time
-        (2, 40, 300, 400),  # more slots than threads
-    ],
-)
-def test_long_lists_to_the_bit(Q: int, N: int, K: int, V: int) -> None:
-    a, b, upstream = integer_rows(Q, K, V), integer_rows(N, K, V), torch.randint(-4, 5, (Q, N)).float()
-    assert torch.equal(sk.sparse_dot(a, b), reference.sparse_dot(a, b))
-    assert all(map(torch.equal, gradients(sk, a, b, upstream), gradients(reference, a, b, upstream)))
-
 
 @needs_kernels
 @pytest.mark.parametrize(("Q", "N", "K", "V"), [(2, 19, 20, 30), (1, 3, 260, 300)])
