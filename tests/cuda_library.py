@@ -31,11 +31,10 @@ def cuobjdump(option: str) -> str:
 
 
 @cache
-def program(kernel: str, of: str | None = None) -> Program:
-    """The kernel, an instance for the mangled type `of` where it is a template."""
-    template = "" if of is None else rf"I(?:NS0_)?{of}E"
+def program(kernel: str, of: str = "") -> Program:
+    """The kernel; where it is a template, of the types whose mangled names match `of`."""
     modules = re.findall(r"^\.version.*?(?=^Fatbin|\Z)", cuobjdump("-ptx"), re.DOTALL | re.MULTILINE)
-    pattern = re.compile(rf"\.entry (\w*\d{kernel}{template}\w*)\(")
+    pattern = re.compile(rf"\.entry (\w*\d{kernel}{f'I{of}E' if of else ''}E\w*)\(")
     ((module, entry),) = [(module, entry) for module in modules for entry in pattern.findall(module)]
     return Program(module, entry)
 

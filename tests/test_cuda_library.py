@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from cuda_library import LIBRARY, built, cuobjdump, program, run
 from heads import same_rows
 from ptx.traffic import measured
+from test_vocab_topk_gpu import expected, make_saved
+from torch import Tensor
 
 import stair_kernels as sk
 from stair_kernels import reference, tiles
@@ -21,8 +24,11 @@ pytestmark = built
 LIMITS = {"topk_rows": (64, 8 << 10), "merge_rows": (64, 8 << 10), "score_rows": (40, 18 << 10)}
 LIMITS |= {"grad_rows": (40, 18 << 10), "find_lists": (40, 0), "make_postings": (40, 0), "start_scores": (40, 0)}
 RESERVED = 1 << 10  # bytes of a block's shared memory that are the system's, from sm_90 on counted with its own
+LIMITS |= {"weigh": (64, 48 << 10), "sum_columns": (64, 48 << 10), "sum_rows": (64, 48 << 10)}
+KERNELS = 6 + 5 + 8  # of topk.cu, sparse_dot.cu and rows_backward.cu
+THREADS = 256
 MAX_BANK_CONFLICTS = 1.25  # turns of the banks beside the fewest: the sort costs some
-TYPES = {torch.float32: "f", torch.bfloat16: "8BFloat16", torch.float16: "7Float16"}
+TYPES = {torch.float32: "f", torch.bfloat16: "NS_8BFloat16E", torch.float16: "NS_7Float16E"}
 NONE = -(2**63)
 
 
@@ -35,7 +41,7 @@ def test_compiled_for_every_architecture() -> None:
 def test_loads_without_a_gpu_and_registers_its_operators() -> None:
     """On a CPU-only torch as well: it links neither libtorch_cuda nor a shared libcudart."""
     has_kernel = "torch._C._dispatch_has_kernel_for_dispatch_key"
-    names = "topk", "topk_merge", "sparse_dot", "sparse_dot_backward"
+    names = "topk", "topk_merge", "sparse_dot", "sparse_dot_backward", "vocab_topk_backward"
     code = (
         f"import torch, stair_kernels; torch.ops.load_library({str(LIBRARY)!r});"
         f"assert all({has_kernel}('stair::' + name, 'CUDA') for name in {names})"
@@ -48,7 +54,7 @@ def test_loads_without_a_gpu_and_registers_its_operators() -> None:
 def test_no_spills_and_registers_for_all_blocks() -> None:
     """Those of topk ask for at most 40 KiB of shared memory besides: together below 48."""
     kernels = re.findall(r"Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage"))
-    assert len(kernels) == (6 + 5) * len(tiles.ARCHITECTURES)
+    assert len(kernels) == KERNELS * len(tiles.ARCHITECTURES)
     for mangled, usage in kernels:
         (name,) = [name for name in LIMITS if name in mangled]
         registers, shared_bytes = LIMITS[name]
@@ -133,3 +139,61 @@ def test_topk_merge_from_its_ptx(of: str, dtype: torch.dtype, order: str) -> Non
     for row in (0, 2):
         assert torch.equal((2**32 - 1 - (keys[row] & (2**32 - 1))).int(), want.indices[row])
         assert torch.equal(won[row], positions[row].int()[want.indices[row].long()])
+
+
+def weighed(saved: dict[str, Any], order: str, activation: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """vocab_topk_backward as far as the sums: factors as they stand, the sorted indices, their factors and tokens."""
+    B, K = saved["indices"].shape
+    sorted_indices, where = saved["indices"].flatten().sort(stable=True)
+    factors, sorted_factors = torch.full((2, B * K), torch.nan)
+    tokens = torch.full((B * K,), -7, dtype=torch.int32)
+    given = [saved[name] for name in ("grad_values", "values", "indices", "positions")]
+    arguments = [*given, B * K, K, saved["cu_seqlens"], B, 0, activation, where, factors, sorted_factors, tokens]
+    run(program("weigh"), "QQQQiiQiii4xQQQQ", arguments, (-(-B * K // THREADS),), 0, order)
+    return factors, sorted_indices, sorted_factors, tokens
+
+
+@pytest.mark.parametrize("order", ["lockstep", "reverse"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_vocab_topk_backward_from_its_ptx(dtype: torch.dtype, order: str) -> None:
+    """Integers, equal to the bit: a token of 69 survivors, which warps share, and a row without a token."""
+    V, K, D = 75, 70, 40
+    saved = make_saved([0, 1, 4, 4], D, V, K, dtype)
+    B, T = len(saved["indices"]), len(saved["hidden"])
+    factors, sorted_indices, sorted_factors, tokens = weighed(saved, order, 1)
+    starts, grad_bias = torch.full((V + 1,), -7, dtype=torch.int32), torch.full((V,), torch.nan)
+    arguments = [sorted_indices, sorted_factors, B * K, V, starts, grad_bias]
+    run(program("sum_columns"), "QQi4xqQQ", arguments, (-(-(V + 1) // 64),), 0, order)
+    results = []
+    for rows, operand, of, layout, lists in (
+        (
+            T,
+            "weight",
+            "OfToken",
+            "QQQQiii4x",
+            [saved["indices"], saved["positions"], factors, saved["cu_seqlens"], B, 0, K],
+        ),
+        (V, "hidden", "OfColumn", "QQQQ", [starts, tokens, sorted_factors, None]),
+    ):
+        out = torch.full((rows, D), torch.nan, dtype=dtype)
+        kernel = program("sum_rows", rf"{TYPES[dtype]}NS_\w*{of}")
+        arguments = [saved[operand], out, rows, D, int(D % (16 // out.itemsize) == 0), *lists]
+        run(kernel, "QQiii4x" + layout, arguments, (-(-rows // 8), 1), 0, order)
+        results.append(out)
+    for got, want in zip((*results, grad_bias), expected(saved)):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("activation", "number"), [("log_relu", 0), ("log_log_relu", 2), ("elu1p", 3)])
+def test_slopes_from_their_ptx(activation: str, number: int) -> None:
+    """Against autograd's in float64."""
+    saved = make_saved([0, 2], 1, 7, 7, torch.float32)
+    raw = torch.tensor([-3.0, -0.5, 0.25, 1.0, 6.0, 40.0, 0.0], dtype=torch.float64, requires_grad=True)
+    out = reference.ACTIVATIONS[activation](raw)
+    out.sum().backward()
+    saved["values"] = out.detach().float()[None]
+    saved["grad_values"] = (raw.detach() > 0).float()[None] if activation != "elu1p" else torch.ones(1, 7)
+    want = (raw.grad * (saved["grad_values"][0] != 0))[:-1]
+    got = weighed(saved, "lockstep", number)[0]
+    assert (got[:-1] - want).abs().max() <= 1e-6
+    assert got[-1] == 0  # an empty slot
