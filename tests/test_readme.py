@@ -86,7 +86,7 @@ def test_the_tables_of_numbers_have_the_columns_that_make_bench_prints(
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     heads = [line.strip("| ").split(" | ") for line in lines if line.startswith("| operator |")]
     assert heads
-    printed = [*report.TEXTS, *report.NUMBERS, *report.MEGABYTES]  # of which a run without numbers for one leaves it out
+    printed = [*report.TEXTS, *report.NUMBERS, *report.MEGABYTES]  # a column without numbers is left out
     for head in heads:
         assert head == [column for column in printed if column in head]
         assert {*report.TEXTS, "ours, ms", "eager", "eager/ours", "limit/ours"} <= {*head}
