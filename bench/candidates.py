@@ -38,7 +38,7 @@ def feeds(call: Call, tile: Tile) -> list[Tile]:
 
 
 def _forward_shapes(call: Call) -> Iterator[Tile]:
-    for positions in sorted({call.length, max(16, call.length // 2)}):
+    for positions in (16, 32, 64, 128, 256):  # a length of 77 may want 32
         for tokens in (64, 128, 256):
             for columns in (32, 64, 128, 256):
                 for warps in WARPS:
@@ -62,7 +62,7 @@ def _gradient_shapes(call: Call) -> Iterator[Tile]:
                     height, loaded = (tokens, columns) if call.kernel == "hidden" else (columns, tokens)
                     mem_bytes = (2 * loaded * depth + tokens * columns) * call.itemsize
                     if height * depth // (32 * warps) in SUMS and mem_bytes <= tiles.limits_of(call.arch):
-                        positions = min(tokens, call.length or tokens)
+                        positions = tokens if call.kernel == "gather" else tiles.backward_positions(call.length, tokens)
                         yield Tile(tokens // positions, positions, columns, depth, warps, stages=2)
 
 

@@ -2,9 +2,10 @@
 
 Meaning, ties, empty rows and NaN: `stair_kernels/reference.py`. Schemas: `csrc/ops.cpp`. Every operator works under
 autograd, autocast (matmul inputs are cast to the autocast dtype) and torch.compile(fullgraph=True), accumulates in
-float32 and gives the same bits whatever the number of threads and whatever else is in the batch. float32 products are
-exact on the CPU and follow torch.get_float32_matmul_precision() on a GPU. bfloat16 products and sums that are subnormal
-count as 0 where cpu_isa() is amx or avx512_bf16: the hardware's pair products flush them.
+float32 and gives the same bits whatever the number of threads and whatever else is in the batch (gradients on a GPU:
+among batches of the same length). float32 products are exact on the CPU and follow PyTorch's setting for CUDA matrix
+products on a GPU. bfloat16 products and sums that are subnormal count as 0 where cpu_isa() is amx or avx512_bf16: the
+hardware's pair products flush them. On a GPU cu_seqlens are trusted: looking at them would wait for it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Tile:
     @property
     def programs(self) -> int:
         """Programs that share a multiprocessor: while one takes its maxima, another keeps the tensor cores busy."""
-        return 8 // self.warps
+        return max(1, 8 // self.warps)
 
     @property
     def registers(self) -> int:
@@ -157,9 +157,14 @@ def backward(
     if arch is not None and (call := Call(kernel, arch, length_class(length), itemsize, exact)) in MEASURED:
         return not_deeper(MEASURED[call], D)
     tokens, warps = (32, 4) if exact else (64, 8)
-    positions = min(tokens, max(16, _power_of_two(length)))
+    positions = backward_positions(length, tokens)
     columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
     return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
+
+
+def backward_positions(length: int, tokens: int) -> int:
+    """How many of a tile's `tokens` are of one row."""
+    return min(tokens, max(16, _power_of_two(length)))
 
 
 def gather(D: int, itemsize: int, *, arch: int | None = None) -> Tile:

@@ -150,12 +150,13 @@ def test_the_line_of_a_gpu_can_be_pasted_and_says_where_it_is_from(monkeypatch: 
 @pytest.mark.parametrize("arch", tiles.ARCHITECTURES)
 @pytest.mark.parametrize(("itemsize", "exact"), [(2, False), (4, True)])
 def test_candidates_keep_to_what_a_block_has_and_a_kernel_takes(arch: int, itemsize: int, exact: bool) -> None:
-    for length in (16, 32, 64, 128, 256):
+    for length in (16, 32, 64, 80, 128, 208, 512):
         call = Call("forward", arch, length, itemsize, exact, masked=True, aligned=True)
         made = shapes(call, 768)
         made += [fed for tile in made for fed in feeds(call, tile)]
         assert {tile.boxes for tile in made} == {False, arch in (90, 100) and not exact}
         assert all(tiles.fits(tile, itemsize, arch) for tile in made)
+        assert {tile.positions for tile in made} <= {16, 32, 64, 128, 256}  # Triton's ranges are powers of two
         for kernel, one_row in (("hidden", tiles.sorts(length)), ("weight", False), ("gather", True)):
             made = shapes(Call(kernel, arch, length, itemsize, exact), 48)
             assert len(made) == len(set(made)) > 5

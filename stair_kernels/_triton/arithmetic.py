@@ -53,7 +53,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 @triton.jit
 def activate_kernel(raw, out, n, ACTIVATION: tl.constexpr, ELEMENTS: tl.constexpr):
     """out[i] = the activation of raw[i], i < n."""
-    i = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
+    i = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     tl.store(out + i, activate(tl.load(raw + i, mask=i < n, other=0.0), ACTIVATION), mask=i < n)
 
 

@@ -42,7 +42,7 @@ def any_live(factor):
 
 @triton.jit
 def accumulate(factor, operand, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """total + factor . operand, the factor rounded to the operand's dtype."""
+    """total + factor . operand, the factor rounded to the operand's dtype: in float16 it wants a loss scaler."""
     rounded = factor.to(operand.dtype)
     if INTERPRETED:  # it takes the bits of bfloat16 for integers
         return tl.dot(rounded.to(tl.float32), operand.to(tl.float32), total, input_precision=PRECISION)

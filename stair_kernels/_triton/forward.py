@@ -119,7 +119,8 @@ def forward_kernel(
             value += tl.load(bias + column, mask=column < V, other=0.0)[:, None]
         tl.store(out + at, tl.where(where < 0, -float("inf"), value), mask=keep)
         if ACTIVATION != RAW:
-            # After the reductions several threads hold each value: written and read again, one does.
+            # The reductions leave each value in several threads, all of which would compute its activation. Stored and
+            # loaded again, it is in one; the barrier is the program's.
             tl.debug_barrier()
             value = activate(tl.load(out + at, mask=keep, other=0.0), ACTIVATION)
             tl.store(out + at, value, mask=keep)

@@ -92,7 +92,9 @@ def vocab_pool_backward(
     """stair::vocab_pool_backward."""
     batch = _Batch(hidden, cu_seqlens)
     V, D = weight.shape
-    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else (0,), dtype=torch.float32)
+    # with cu_seqlens there may be tokens that are in no row
+    new_hidden = hidden.new_empty if cu_seqlens is None else hidden.new_zeros
+    grad_hidden = new_hidden(hidden.shape if need_hidden else (0,), dtype=torch.float32)
     grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
     grad_bias = weight.new_empty((V,), dtype=torch.float32)
     saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
@@ -123,7 +125,7 @@ def vocab_pool_backward(
 
 def _order(saved: list[Tensor], activation: str, batch: _Batch, height: int) -> tuple[Tensor, Tensor, int]:
     """Each row's columns by the tile of `height` positions that they flow to, where each tile's begin, and the number
-    of tiles; columns without a gradient come last."""
+    of tiles; columns without a gradient come last. 8 bytes for each column, and for each tile that a row might have."""
     grad_out, out, positions = saved
     count = triton.cdiv(batch.L or len(batch.tokens), height)
     live = (grad_out != 0) & (positions >= 0)
@@ -171,13 +173,15 @@ def _lengths(mask: Tensor) -> Tensor:
 def _shape(tile: tiles.Tile) -> dict[str, int]:
     """The tile, and how to compile it: told how many registers there are, ptxas does not spill to use fewer."""
     shape = {"ROWS": tile.rows, "POSITIONS": tile.positions, "COLUMNS": tile.columns}
-    limit = {} if torch.version.hip else {"maxnreg": tile.registers}
-    return shape | {"num_warps": tile.warps, "num_stages": tile.stages} | limit
+    if torch.version.hip:  # 64 KiB of shared memory, and no such limit
+        return shape | {"num_warps": tile.warps, "num_stages": 2}
+    return shape | {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.registers}
 
 
 def _exact(dtype: torch.dtype) -> bool:
-    """Whether products are of float32 numbers as they are; torch.get_float32_matmul_precision() may allow TF32."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    """Whether products are of float32 numbers as they are; PyTorch's setting for CUDA, by its new name or
+    torch.set_float32_matmul_precision(), may allow TF32."""
+    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision in ("none", "ieee")
 
 
 def _numbers(hidden: Tensor, activation: str) -> dict[str, Any]:
@@ -207,4 +211,5 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _fits_boxes(matrix: Tensor) -> bool:
     """Whether a tensor descriptor can describe it: begin and rows at multiples of 16 bytes, not empty."""
-    return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
+    row_bytes = matrix.stride(0) * matrix.element_size()  # that of a single row may be any
+    return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and row_bytes % 16 == 0

@@ -31,6 +31,7 @@ def vocab_topk(
     B, V = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1, weight.shape[0]
     best = hidden.new_full((B, k), NONE, dtype=torch.int64)
     where = hidden.new_full((B, k), -1, dtype=torch.int32)
+    hidden = hidden.contiguous()  # once, not for each chunk
     for v0 in range(0, V, CHUNK):
         columns = slice(v0, v0 + CHUNK)
         part = None if bias is None else bias[columns]
