@@ -25,7 +25,7 @@ SAME = ("opcheck", "compile", "bad_input", "without_the_library")
 # Of vocab_topk only the backward is CUDA C++ as a whole.
 BACKWARD = "(not test_vocab_topk.py or gradient or frozen or stride or empty_sizes)"
 # What is run in other orders and under sanitizers.
-SHAPES = "shapes_that_break or nan_anywhere or merged or (gradient and not relu) or every_path_once"
+SHAPES = "shapes_that_break or nan_anywhere or merged or test_vocab_topk_gpu.py or (gradients_match_float64 and elu1p)"
 PATHS = "every_path_once"
 
 Faults = Callable[..., tuple[int, str]]
