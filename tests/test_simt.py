@@ -29,8 +29,8 @@ SAME = ("opcheck", "compile", "bad_input", "without_the_library", "behind_our_ba
 BACKWARD = "(not test_vocab_topk.py or gradient or frozen or stride or empty_sizes)"
 # What is run in other orders and under sanitizers.
 SHAPES = (
-    "shapes_that_break or nan_anywhere or merged or (gradient and not relu) or every_path_once or lists"
-    " or (test_sparse_dot.py and float64)"
+    "shapes_that_break or nan_anywhere or merged or lists or (test_sparse_dot.py and float64)"
+    " or test_vocab_topk_gpu.py or (gradients_match_float64 and elu1p)"
 )
 PATHS = "every_path_once"
 

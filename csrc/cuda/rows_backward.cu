@@ -52,10 +52,10 @@ struct Batch {
   }
 };
 
-// The survivors, [B, K].
+// The survivors, [B, K]. What an empty slot holds is not read: no token has its position, no column its index.
 struct Survivors {
   const float *grad_values, *values;
-  const int32_t *indices, *positions;
+  const int32_t* positions;
   int n, K;
 };
 
@@ -66,8 +66,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= survivors.n) return;
   const auto e = int(order[i]);
-  const bool filled = survivors.indices[e] >= 0;
-  const float factor = filled ? survivors.grad_values[e] * slope(survivors.values[e], activation) : 0.0f;
+  const float factor = survivors.grad_values[e] * slope(survivors.values[e], activation);
   factors[e] = factor;
   sorted_factors[i] = factor;
   sorted_tokens[i] = batch.first(e / survivors.K) + survivors.positions[e];
@@ -170,12 +169,8 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values
   STAIR_CHECK(std::max({n, tokens, V, D}) <= kMostSummed, "vocab_topk_backward: expected at most ", kMostSummed,
               " survivors, tokens, columns and width, got ", n, ", ", tokens, ", ", V, " and ", D);
   const Batch batch = {bounds ? bounds->const_data_ptr<int32_t>() : nullptr, int(B), int(L)};
-  const Survivors survivors = {grads.const_data_ptr<float>(),
-                               outs.const_data_ptr<float>(),
-                               indices.const_data_ptr<int32_t>(),
-                               positions.const_data_ptr<int32_t>(),
-                               int(n),
-                               int(K)};
+  const Survivors survivors = {grads.const_data_ptr<float>(), outs.const_data_ptr<float>(),
+                               positions.const_data_ptr<int32_t>(), int(n), int(K)};
 
   const auto [sorted_indices, order] = sorted(torch::stable::flatten(indices));
   Tensor factors = new_empty(hidden, {2, n}, ScalarType::Float);  // as they stand, and sorted
@@ -193,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor> vocab_topk_backward(const Tensor& grad_values
   Tensor grad_hidden = need_hidden ? torch::stable::empty_like(hidden) : new_empty(hidden, {0});
   if (need_hidden)
     sum_into(device, weight, grad_hidden, tokens,
-             OfToken{survivors.indices, survivors.positions, factor, batch, int(K)});
+             OfToken{indices.const_data_ptr<int32_t>(), survivors.positions, factor, batch, int(K)});
   const int64_t R = rows ? rows->size(0) : V;
   Tensor grad_weight = need_weight ? new_empty(weight, {R, D}) : new_empty(weight, {0});
   if (need_weight)
