@@ -58,7 +58,9 @@ class PtxKernel:
             constants |= {name: None for name, value in named.items() if value is None}
             if "INTERPRETED" in constants:
                 constants["INTERPRETED"] = False  # the interpreter's need
-            constants |= {name: 1 for name, value in named.items() if isinstance(value, int) and value == 1}  # as Triton
+            constants |= {
+                name: 1 for name, value in named.items() if isinstance(value, int) and value == 1
+            }  # as Triton
             given = {name: value for name, value in named.items() if value is not None and name not in constants}
             signature = {name: signature_of(value) for name, value in given.items()}
             aligned = [name for name, value in given.items() if isinstance(value, int) and value % 16 == 0]
