@@ -166,8 +166,8 @@ def test_compiling_is_not_the_default_on_the_cpu(bench: Any) -> None:
 
 def test_what_a_device_lacks_is_asked_of_the_dispatcher(bench: Any) -> None:
     variants, cuda = bench("variants"), torch.device("cuda")
-    assert variants.Variant(print, ("vocab_topk", "vocab_topk_backward", "matmul_nt")).lacks(cuda) is None
-    assert variants.Variant(print, ("vocab_topk", "pack_vocab")).lacks(cuda) == "no CUDA kernel for pack_vocab"
+    assert variants.Variant(print, ("vocab_pool", "vocab_pool_backward", "matmul_nt")).lacks(cuda) is None
+    assert variants.Variant(print, ("vocab_pool", "pack_vocab")).lacks(cuda) == "no CUDA kernel for pack_vocab"
     assert variants.Variant(print, on_host=True).lacks(cuda) == "it runs on the CPU only"
     assert variants.Variant(print, ("pack_vocab",), on_host=True).lacks(torch.device("cpu")) is None
 
