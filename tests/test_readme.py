@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition("   ")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-MAKE = re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    make.*$", README, re.MULTILINE)))
+MAKE = re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`\n]+`|^    make.*$", README, re.MULTILINE)))
 
 FAST = {
     "pip install .": None,  # tests/test_package.py installs a wheel
