@@ -23,6 +23,7 @@ import aot
 from rich.progress import track
 
 from stair_kernels import tiles
+from stair_kernels._triton.forward import TOGETHER
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "gpu.md"
 SCHEDULERS = 4  # of a multiprocessor; each issues an instruction of a warp a clock
@@ -42,7 +43,6 @@ ALU = {
     "IADD3",
     "PLOP3",
 }
-BAND = 8  # groups of rows that read a block of columns together (forward_kernel's TOGETHER)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def predict(device: Device, B: int, L: int, D: int, V: int) -> Prediction:
     flop = 1e3 * 2 * steps * tile.tokens * tile.columns * tile.depth / (device.bf16_tflops * 1e12)
     l2 = 1e3 * steps * (tile.tokens + tile.columns) * tile.depth * itemsize / (device.l2_gbps * 1e9)
     weight_bytes, token_bytes = V * D * itemsize, B * L * D * itemsize
-    passes = 1 if weight_bytes < device.l2_mb * 5e5 else ceil(groups / BAND)  # half of L2 holds the weight, or none
+    passes = (
+        1 if weight_bytes < device.l2_mb * 5e5 else ceil(groups / TOGETHER.value)
+    )  # half of L2 holds the weight, or none
     hbm = 1e3 * (weight_bytes * passes + token_bytes + B * V * 6) / (device.hbm_gbps * 1e9)
     issue = steps * code.main_loop.total() * tile.warps / SCHEDULERS * clocks_ms
     beside = code.whole - code.main_loop

@@ -158,8 +158,9 @@ def backward(
         return not_deeper(MEASURED[call], D)
     tokens, warps = (32, 4) if exact else (64, 8)
     positions = backward_positions(length, tokens)
-    columns, depth = (32, 32) if exact else (64, min(512 // itemsize, max(16, _power_of_two(D))))
-    return Tile(tokens // positions, positions, columns, depth, warps, stages=2)
+    columns, depth = (32, 32) if exact else (64, 512 // itemsize)
+    tile = Tile(tokens // positions, positions, columns, depth, warps, stages=2)
+    return tile if exact else not_deeper(tile, D)
 
 
 def backward_positions(length: int, tokens: int) -> int:
@@ -171,8 +172,7 @@ def gather(D: int, itemsize: int, *, arch: int | None = None) -> Tile:
     """The tile of the weight's gradient when it gathers tokens: several small programs hide the latency of loads."""
     if arch is not None and (call := Call("gather", arch, 0, itemsize)) in MEASURED:
         return not_deeper(MEASURED[call], D)
-    depth = min(256 // itemsize, max(16, _power_of_two(D)))
-    return Tile(rows=1, positions=16, columns=32, depth=depth, warps=4, stages=2)
+    return not_deeper(Tile(rows=1, positions=16, columns=32, depth=256 // itemsize, warps=4, stages=2), D)
 
 
 def gathers(length: int) -> bool:

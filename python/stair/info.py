@@ -88,7 +88,7 @@ def _parts(problem: str) -> list[Part]:
     parts = [
         library("_C", "operators on the CPU", BUILD),
         library("_index", "the sparse index", BUILD),
-        library("_C_cuda", "topk on NVIDIA GPUs", f"install the CUDA toolkit, then {BUILD}"),
+        library("_C_cuda", "operators on NVIDIA GPUs", f"install the CUDA toolkit, then {BUILD}"),
     ]
     missing = [package for package in DEMO_PACKAGES if version(package) is None]
     note = f"missing {', '.join(missing)}" if missing else "all there"

@@ -12,6 +12,7 @@ import triton.language as tl
 from stair_kernels._triton.arithmetic import RAW, activate, max_or_nan
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # above every position
+TOGETHER = tl.constexpr(8)  # groups of rows that read a block of columns while it is in L2
 
 
 @triton.jit
@@ -74,7 +75,6 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    TOGETHER: tl.constexpr = 8  # groups of rows that read a block of columns while it is in L2
     groups, blocks = tl.cdiv(B, ROWS), tl.cdiv(V, COLUMNS)
     for tile in range(tl.program_id(0), groups * blocks, tl.num_programs(0)):
         band = tile // (TOGETHER * blocks) * TOGETHER
