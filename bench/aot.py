@@ -64,6 +64,7 @@ class Variant:
     tile: tiles.Tile
     layout: str = "masked"  # padded, masked or varlen
     long: bool = False  # the form of the backward for long rows
+    other: bool = False  # raw logits without a bias, int32 positions, a D that the tile's depth does not divide
 
     @property
     def exact(self) -> bool:
@@ -87,14 +88,18 @@ class Variant:
         signature |= {"lengths": "*i32", "cu_seqlens": "*i32", "positions": "*i16", "order": "*i64", "bounds": "*i64"}
         signature |= dict.fromkeys(("out", "grad_out", "grad_hidden", "grad_bias"), "*fp32")
         hidden_box = tile.boxes and (tile.rows == 1 or not varlen)
-        constants: dict[str, Any] = {"VARLEN": varlen, "HAS_MASK": self.layout == "masked", "HAS_BIAS": True}
-        constants |= {"EVEN_D": True, "NEED_WEIGHT": True, "ACTIVATION": 1, "INTERPRETED": False}
+        constants: dict[str, Any] = {"VARLEN": varlen, "HAS_MASK": self.layout == "masked"}
+        constants |= {"NEED_WEIGHT": True, "INTERPRETED": False}
+        constants |= {"EVEN_D": not self.other, "HAS_BIAS": not self.other, "ACTIVATION": 0 if self.other else 1}
         constants |= {"SORTED": self.long, "GATHERED": self.long}
         constants |= {"PRECISION": "tf32" if self.dtype == "tf32" else "ieee"}
         constants |= {"WEIGHT_BOX": tile.boxes, "HIDDEN_BOX": hidden_box, "ROWS": tile.rows, "DEPTH": tile.depth}
         constants |= {"POSITIONS": tile.positions, "COLUMNS": tile.columns}
         if not varlen:
             constants["cu_seqlens"] = None
+        if self.other:
+            signature["positions"] = "*i32"
+            constants["bias"] = None
         if not self.long:
             constants |= {"order": None, "bounds": None}
         if self.layout != "masked":
@@ -167,9 +172,8 @@ def _forward_variants(arch: int, dtype: str) -> Iterator[Variant]:
         masked = layout == "masked"
         tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, exact=exact)
         yield Variant("forward", arch, dtype, tile, layout)
-        if tile.boxes and dtype == "bfloat16":  # operands that no descriptor can describe
-            tile = tiles.forward(BATCH, length, itemsize, arch, masked=masked, aligned=False, exact=exact)
-            yield Variant("forward", arch, dtype, tile, layout)
+        if dtype == "bfloat16" and layout == "padded":
+            yield Variant("forward", arch, dtype, tile, layout, other=True)
 
 
 def _backward_variants(arch: int, dtype: str) -> Iterator[Variant]:

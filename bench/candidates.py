@@ -67,4 +67,4 @@ def _gradient_shapes(call: Call) -> Iterator[Tile]:
 
 
 def _has_boxes(call: Call) -> bool:
-    return tiles.has_boxes(call.arch) and call.aligned and not call.exact
+    return tiles.has_boxes(call.arch) and not call.exact

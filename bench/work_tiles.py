@@ -15,6 +15,7 @@ from work_head import full, make_head
 
 from stair_kernels import reference, tiles
 from stair_kernels._triton import vocab_pool
+from stair_kernels.autograd import positions_dtype
 from stair_kernels.tiles import Call, Tile
 
 ACTIVATION = "log_relu"
@@ -50,14 +51,13 @@ def subjects(case: Case, device: torch.device) -> Iterator[Subject]:
     # on the CPU, where the reference makes its positions
     raw, won = reference.pooled_logits(*arguments, None, torch.float32)
     hidden, weight, bias, mask, raw, positions = (
-        tensor.to(device) for tensor in (*arguments, raw, won.short() if L <= vocab_pool.MAX_INT16 else won.int())
+        tensor.to(device) for tensor in (*arguments, raw, won.to(positions_dtype(head.hidden, None)))
     )
     out = torch.where(positions >= 0, reference.ACTIVATIONS[ACTIVATION](raw), 0.0)
     arch, size = vocab_pool._arch(device), hidden.element_size()
     if case.op == "vocab_pool":
-        boxed = vocab_pool._fits_boxes(weight)
-        call = Call("forward", arch, tiles.length_class(L), size, exact, masked=True, aligned=boxed)
-        present = tiles.forward(B, L, size, arch, masked=True, aligned=boxed, exact=exact)
+        call = Call("forward", arch, tiles.length_class(L), size, exact, masked=True)
+        present = tiles.forward(B, L, size, arch, masked=True, exact=exact)
 
         def forward() -> tuple[Tensor, Tensor]:
             return vocab_pool.vocab_pool(hidden, weight, bias, mask, None, None, ACTIVATION)

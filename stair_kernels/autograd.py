@@ -9,8 +9,13 @@ from torch import Tensor
 
 from stair_kernels.rows import scatter_rows
 
-MAX_INT16 = 2**15 - 1
 Context = Any  # the autograd context that torch.library passes
+
+
+def positions_dtype(hidden: Tensor, cu_seqlens: Tensor | None) -> torch.dtype:
+    """Of vocab_pool's positions: int16 where every position of hidden [B, L, D], or [T, D] with cu_seqlens, fits."""
+    longest = hidden.shape[0 if cu_seqlens is not None else 1]
+    return torch.int16 if longest <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def _rows_of(hidden: Tensor, cu_seqlens: Tensor | None) -> Any:
@@ -45,8 +50,7 @@ def _(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     shape = (_rows_of(hidden, cu_seqlens), weight.shape[0] if packed_vocab is None else packed_vocab)
-    fits_short = hidden.shape[0 if cu_seqlens is not None else 1] <= MAX_INT16
-    positions = hidden.new_empty(shape, dtype=torch.int16 if fits_short else torch.int32)
+    positions = hidden.new_empty(shape, dtype=positions_dtype(hidden, cu_seqlens))
     return hidden.new_empty(shape, dtype=torch.float32), positions
 
 

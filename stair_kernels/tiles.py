@@ -66,7 +66,6 @@ _FORWARD: dict[int, _Shapes] = {
     120: {128: (128, 128, 8), 64: (64, 128, 8), 32: (64, 128, 8), 16: (32, 128, 8)},
 }
 _BOXES = (90, 100)  # sm_120 has descriptors too; with them its tiles spill
-_WITHOUT_BOXES: _Shapes = {128: (64, 128, 4), 64: (64, 128, 4), 32: (64, 128, 4), 16: (64, 128, 8)}  # of 90 and 100
 _EXACT: _Shapes = dict.fromkeys((128, 64, 32, 16), (64, 128, 8))  # no tensor core multiplies float32 exactly
 _SHORT_COST = 1.3  # of a token in a tile of 16 positions, whose epilogue is not hidden, in those of a longer one
 
@@ -79,8 +78,7 @@ class Call(NamedTuple):
     length: int  # of length_class; 0 of gather, which takes all alike
     itemsize: int
     exact: bool = False
-    masked: bool = False  # of the forward, as the next
-    aligned: bool = False
+    masked: bool = False  # of the forward
 
 
 MEASURED: dict[Call, Tile] = {
@@ -113,21 +111,18 @@ def has_boxes(arch: int) -> bool:
     return _known(arch) in _BOXES
 
 
-def forward(
-    batch: int, length: int, itemsize: int, arch: int, *, masked: bool = True, aligned: bool = True, exact: bool
-) -> Tile:
+def forward(batch: int, length: int, itemsize: int, arch: int, *, masked: bool = True, exact: bool) -> Tile:
     """The forward's tile for `batch` sequences of `length` positions (on average) and elements of itemsize bytes.
 
-    aligned: the operands start at, and their rows are, multiples of 16 bytes, as tensor descriptors want. exact:
-    float32 products in float32. Of the tiles, 128 tokens each, that which wastes the fewest on padding: 77 positions
-    are three times 32, not 128.
+    exact: float32 products in float32. Of the tiles, 128 tokens each, that which wastes the fewest on padding: 77
+    positions are three times 32, not 128.
     """
-    call = Call("forward", arch, length_class(length), itemsize, exact, masked, aligned)
+    call = Call("forward", arch, length_class(length), itemsize, exact, masked)
     if call in MEASURED:
         return MEASURED[call]
     known = _known(arch)
-    boxes = has_boxes(arch) and aligned and not exact
-    shapes = _EXACT if exact else _WITHOUT_BOXES if known in _BOXES and not boxes else _FORWARD[known]
+    boxes = has_boxes(arch) and not exact
+    shapes = _EXACT if exact else _FORWARD[known]
 
     def cost(positions: int) -> float:
         rows = 128 // positions

@@ -20,6 +20,7 @@ class Mutation:
 BACKWARD, ARITHMETIC, POOL, TOPK, FORWARD = (
     f"stair_kernels/_triton/{name}.py" for name in ("backward", "arithmetic", "vocab_pool", "vocab_topk", "forward")
 )
+AUTOGRAD = "stair_kernels/autograd.py"
 EXACT, FAR = "tests/test_triton_exact.py", "tests/test_triton_far.py"
 HIDDEN = EXACT + "::test_gradients_of_ragged_rows[hidden]"
 WEIGHT = EXACT + "::test_gradients_of_ragged_rows[weight]"
@@ -142,9 +143,15 @@ MUTATIONS = (
     Mutation("activation_tail_unmasked", ARITHMETIC, ACTIVATION + "[relu]", "writes past the end",
              "ACTIVATION), mask=i < n)",
              "ACTIVATION))"),
-    Mutation("int16_positions_too_long", POOL, EXACT + "::test_positions_fit_their_type[int32]", "2^15 is negative",
-             "MAX_INT16 = 2**15 - 1",
-             "MAX_INT16 = 2**16 - 1"),
+    Mutation("int16_positions_too_long", AUTOGRAD, EXACT + "::test_positions_fit_their_type[int32]", "2^15 is negative",
+             "torch.iinfo(torch.int16).max",
+             "torch.iinfo(torch.uint16).max"),
+    Mutation("operand_from_anywhere", POOL, EXACT + "::test_operands_begin_anywhere", "loads of 16 bytes across two",
+             "matrix.clone() if matrix.data_ptr() % 16 else matrix",
+             "matrix"),
+    Mutation("gradient_of_added_columns", POOL, HIDDEN, "those of D that were added are returned",
+             "if given_D != D:",
+             "if given_D < 0:"),
     Mutation("last_masked_position_lost", POOL, MASKED, "length off by one",
              "ends = torch.arange(1, mask.shape[1] + 1,",
              "ends = torch.arange(0, mask.shape[1],"),
@@ -213,8 +220,8 @@ MUTATIONS = (
              "keep = (rows[None, :] < B) & (column[:, None] < V)",
              "keep = (rows[None, :] < B) & (column[:, None] >= 0)"),
     Mutation("forward_out_offset_32_bits", FORWARD, FAR + "::test_entries_past_2_to_the_31", "B * V",
-             "rows[None, :].to(tl.int64) * out_stride",
-             "rows[None, :] * out_stride"),
+             "rows[None, :].to(tl.int64) * V + column[:, None]",
+             "rows[None, :] * V + column[:, None]"),
     Mutation("forward_weight_offset_32_bits", FORWARD, FAR + "::test_weights_past_2_to_the_31", "V * D",
              "tl.where(column < V, column, 0).to(tl.int64)",
              "tl.where(column < V, column, 0)"),

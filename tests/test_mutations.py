@@ -101,15 +101,15 @@ def test_a_planted_fault_is_caught(run: Run, copy: Path, mutation: Mutation) -> 
 @pytest.mark.parametrize(
     ("new", "says"),
     [
-        ("MAX_INT16 = = 1", "SyntaxError"),  # no test is collected
-        ("MAX_INT16 = not_there", "NameError"),
-        ("MAX_INT16 = 2**15 - 1; CODES = {}", "KeyError"),  # the test fails, but not of its own
-        ("MAX_INT16 = 2**15 - 1", " passed"),
+        ("ELEMENTS = = 1", "SyntaxError"),  # no test is collected
+        ("ELEMENTS = not_there", "NameError"),
+        ("ELEMENTS = 1024; CODES = {}", "KeyError"),  # the test fails, but not of its own
+        ("ELEMENTS = 1024", " passed"),
     ],
     ids=["syntax", "import", "exception", "nothing"],
 )
 def test_what_else_stops_a_test_is_no_catch(run: Run, copy: Path, new: str, says: str) -> None:
-    plant(Mutation("", "stair_kernels/_triton/vocab_pool.py", RAGGED, "", "MAX_INT16 = 2**15 - 1", new), copy)
+    plant(Mutation("", "stair_kernels/_triton/vocab_pool.py", RAGGED, "", "ELEMENTS = 1024", new), copy)
     outcome = run(copy, [RAGGED])
     assert not caught(outcome)
     assert says in outcome.output

@@ -23,7 +23,7 @@ from triton.runtime.errors import OutOfResources
 from work_tiles import Subject
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-FORWARD = Call("forward", 90, 64, 2, masked=True, aligned=True)
+FORWARD = Call("forward", 90, 64, 2, masked=True)
 PRESENT, BETTER, BEST = (Tile(2, 64, columns, 64, 4, 3, boxes=True) for columns in (32, 64, 128))
 
 
@@ -151,7 +151,7 @@ def test_the_line_of_a_gpu_can_be_pasted_and_says_where_it_is_from(monkeypatch: 
 @pytest.mark.parametrize(("itemsize", "exact"), [(2, False), (4, True)])
 def test_candidates_keep_to_what_a_block_has_and_a_kernel_takes(arch: int, itemsize: int, exact: bool) -> None:
     for length in (16, 32, 64, 80, 128, 208, 512):
-        call = Call("forward", arch, length, itemsize, exact, masked=True, aligned=True)
+        call = Call("forward", arch, length, itemsize, exact, masked=True)
         made = shapes(call, 768)
         made += [fed for tile in made for fed in feeds(call, tile)]
         assert {tile.boxes for tile in made} == {False, arch in (90, 100) and not exact}

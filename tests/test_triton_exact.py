@@ -55,6 +55,20 @@ def test_pool_of_masked_rows() -> None:
     equals_reference(head)
 
 
+def test_operands_begin_anywhere() -> None:
+    """Slices that begin between two multiples of 16 bytes; gradients as well."""
+    head = make_ragged()
+    head = Head(head.hidden[:, 3:67], head.weight[:, 3:67], head.bias, None, head.cu_seqlens)
+    for name in ("hidden", "weight"):
+        matrix = getattr(head, name)
+        buffer = torch.zeros(matrix.numel() + 1, dtype=matrix.dtype)
+        setattr(head, name, buffer[1:].view(matrix.shape).copy_(matrix))
+        assert vocab_pool.operand(getattr(head, name)).data_ptr() % 16 == 0
+    equals_reference(head)
+    for of in ("hidden", "weight"):
+        gradients_equal(head, torch.randint(-2, 3, (B, V)).float(), of)
+
+
 @pytest.mark.parametrize(
     ("positions", "masked"), [(L, False), (L, True), (140, False)], ids=["seen", "masked", "early"]
 )

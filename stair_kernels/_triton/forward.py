@@ -54,13 +54,12 @@ def forward_kernel(
     mask,  # [T] bool
     lengths,  # [B] int32: positions up to the last unmasked one
     cu_seqlens,  # [B + 1] int32
-    out,  # [B, V] float32, rows out_stride apart
-    positions,  # [B, V] int16 or int32, rows out_stride apart
+    out,  # [B, V] float32
+    positions,  # [B, V] int16 or int32
     B,
     L,
     D,
     V,
-    out_stride,
     ROWS: tl.constexpr,
     POSITIONS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -111,7 +110,7 @@ def forward_kernel(
             best = tl.where(better, highest, best)
             where = tl.where(better, lowest, where)
 
-        at = rows[None, :].to(tl.int64) * out_stride + column[:, None]
+        at = rows[None, :].to(tl.int64) * V + column[:, None]
         keep = (rows[None, :] < B) & (column[:, None] < V)
         tl.store(positions + at, where.to(positions.dtype.element_ty), mask=keep)
         value = best

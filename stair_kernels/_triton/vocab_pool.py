@@ -7,14 +7,15 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from stair_kernels import reference, tiles
 from stair_kernels._triton.arithmetic import CODES, activate_kernel
 from stair_kernels._triton.backward import hidden_kernel, weight_kernel
 from stair_kernels._triton.forward import forward_kernel
+from stair_kernels.autograd import positions_dtype
 
-MAX_INT16 = 2**15 - 1
 ELEMENTS = 1024  # a program of activate_kernel
 MAX_PARTS = 16  # programs that share the tokens of a row in the backward
 
@@ -31,24 +32,22 @@ def vocab_pool(
     """stair::vocab_pool; activation "raw" leaves the logits as they are, -inf in a row without a position."""
     if packed_vocab is not None:
         raise ValueError("weight: expected a tensor on a GPU, got a PackedVocab (packing serves the CPU)")
-    batch = _Batch(hidden, cu_seqlens)
+    batch, weight = _Batch(hidden, cu_seqlens), operand(weight)
     V, D = weight.shape
-    fits_short = hidden.shape[0 if cu_seqlens is not None else 1] <= MAX_INT16
     out = hidden.new_empty((batch.B, V), dtype=torch.float32)
-    positions = hidden.new_empty((batch.B, V), dtype=torch.int16 if fits_short else torch.int32)
+    positions = hidden.new_empty((batch.B, V), dtype=positions_dtype(hidden, cu_seqlens))
     if out.numel() == 0:
         return out, positions
-    weight = weight.contiguous()
     tile = tiles.forward(
         batch.B,
         batch.length,
         hidden.element_size(),
         _arch(hidden.device),
         masked=mask is not None,
-        aligned=_fits_boxes(batch.tokens) and _fits_boxes(weight),
         exact=_exact(hidden.dtype),
     )
-    hidden_box = tile.boxes and (tile.rows == 1 or cu_seqlens is None)  # one row, or rows at equal distances
+    # one row, or rows at equal distances; there is no box of nothing
+    hidden_box = tile.boxes and (tile.rows == 1 or cu_seqlens is None) and len(batch.tokens) > 0
     count = triton.cdiv(batch.B, tile.rows) * triton.cdiv(V, tile.columns)
     with _on(hidden.device):
         forward_kernel[(min(count, tile.programs * _multiprocessors(hidden.device)),)](
@@ -64,7 +63,6 @@ def vocab_pool(
             batch.L,
             D,
             V,
-            out.stride(0),
             DEPTH=tile.depth,
             VARLEN=cu_seqlens is not None,
             HAS_MASK=mask is not None,
@@ -91,10 +89,11 @@ def vocab_pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """stair::vocab_pool_backward."""
     batch = _Batch(hidden, cu_seqlens)
+    given_D, weight = weight.shape[1], operand(weight)
     V, D = weight.shape
     # with cu_seqlens there may be tokens that are in no row
     new_hidden = hidden.new_empty if cu_seqlens is None else hidden.new_zeros
-    grad_hidden = new_hidden(hidden.shape if need_hidden else (0,), dtype=torch.float32)
+    grad_hidden = new_hidden((*hidden.shape[:-1], D) if need_hidden else (0,), dtype=torch.float32)
     grad_weight = weight.new_empty(weight.shape if need_weight else (0,))
     grad_bias = weight.new_empty((V,), dtype=torch.float32)
     saved = [tensor.contiguous() for tensor in (grad_out.float(), out, positions)]
@@ -107,20 +106,37 @@ def vocab_pool_backward(
             parts = min(MAX_PARTS, triton.cdiv(batch.length, tile.positions))
             grid = (triton.cdiv(batch.B, tile.rows), triton.cdiv(D, tile.depth), parts)
             is_sorted = tiles.sorts(batch.length)
+            assert tile.rows == 1 or not is_sorted, tile  # one order, of one row
             order = _order(saved, activation, batch, tile.positions) if is_sorted else (None, None, 0)
-            operands = (*saved, weight.contiguous(), batch.cu_seqlens, *order, grad_hidden)
+            operands = (*saved, weight, batch.cu_seqlens, *order, grad_hidden)
             hidden_kernel[grid](*operands, *sizes, SORTED=is_sorted, DEPTH=tile.depth, **_shape(tile), **numbers)
         if V > 0:
             is_gathered = tiles.gathers(batch.length)
             if is_gathered:
                 tile = tiles.gather(D, itemsize, arch=arch)
+                assert tile.rows == 1, tile
             else:
                 tile = tiles.backward(batch.length, D, itemsize, exact=exact, arch=arch, kernel="weight")
             blocks = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
             operands = (*saved, batch.tokens, batch.cu_seqlens, grad_weight, grad_bias)
             needs = {"NEED_WEIGHT": need_weight, "GATHERED": is_gathered, "DEPTH": tile.depth}
             weight_kernel[blocks](*operands, *sizes, **needs, **_shape(tile), **numbers)
+    if given_D != D:
+        grad_hidden, grad_weight = (grad[..., :given_D].contiguous() for grad in (grad_hidden, grad_weight))
     return grad_hidden, grad_weight, grad_bias
+
+
+def operand(matrix: Tensor) -> Tensor:
+    """[..., D] as the kernels take it: contiguous from a multiple of 16 bytes on, D a multiple of 16 by added zeros.
+
+    Others would be read element by element, not pipelined, and could not come in boxes; few models have any.
+    """
+    D = matrix.shape[-1]
+    missing = -D % 16 if D else 16
+    if missing:
+        return pad(matrix, (0, missing))
+    matrix = matrix.contiguous()
+    return matrix.clone() if matrix.data_ptr() % 16 else matrix
 
 
 def _order(saved: list[Tensor], activation: str, batch: _Batch, height: int) -> tuple[Tensor, Tensor, int]:
@@ -151,7 +167,7 @@ class _Batch:
     """hidden as a matrix of tokens."""
 
     def __init__(self, hidden: Tensor, cu_seqlens: Tensor | None) -> None:
-        self.tokens = hidden.contiguous().flatten(0, -2)
+        self.tokens = operand(hidden).flatten(0, -2)
         self.cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
         self.B = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.L = hidden.shape[1] if cu_seqlens is None else 0
@@ -207,9 +223,3 @@ def _arch(device: torch.device) -> int:
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-def _fits_boxes(matrix: Tensor) -> bool:
-    """Whether a tensor descriptor can describe it: begin and rows at multiples of 16 bytes, not empty."""
-    row_bytes = matrix.stride(0) * matrix.element_size()  # that of a single row may be any
-    return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and row_bytes % 16 == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stair_kernels import reference
-from stair_kernels._triton.vocab_pool import activated, vocab_pool
+from stair_kernels._triton.vocab_pool import activated, operand, vocab_pool
 
 CHUNK = 4096  # columns at a time: [B, CHUNK] stays in L2
 NONE = -(2**63)  # the key of no entry
@@ -31,7 +31,7 @@ def vocab_topk(
     B, V = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1, weight.shape[0]
     best = hidden.new_full((B, k), NONE, dtype=torch.int64)
     where = hidden.new_full((B, k), -1, dtype=torch.int32)
-    hidden = hidden.contiguous()  # once, not for each chunk
+    hidden, weight = operand(hidden), operand(weight)  # once, not for each chunk
     for v0 in range(0, V, CHUNK):
         columns = slice(v0, v0 + CHUNK)
         part = None if bias is None else bias[columns]
