@@ -3,6 +3,8 @@ PYTHON ?= python3
 # ON: build the CUDA kernels and fail without nvcc. OFF: leave them out. AUTO: build them when nvcc is there.
 STAIR_CUDA ?= AUTO
 ARGS ?=
+# Tests that run at a time.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # Where gpu-check runs the tests.
 DEVICE ?= cuda
 
@@ -29,8 +31,8 @@ setup: $(BUILT)  ## create .venv, install the pinned packages, build the C++ (ag
 demo: setup  ## train a small STAIR on real pictures and words, index, search, explain (writes out/demo); ARGS="--minutes 2"
 	@$(BIN)/stair demo $(ARGS)
 
-test: setup  ## run the whole test-suite; ARGS="tests/test_topk.py -x" runs a part
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the whole test-suite, a process a core; ARGS="tests/test_topk.py -x" runs a part, JOBS=0 in one process
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 gpu-check: setup  ## run the tests of operators and GPU on a CUDA device, or say what is missing; DEVICE=cpu, ARGS as for test
 	@$(BIN)/python tests/gpu_check.py $(DEVICE) $(ARGS)

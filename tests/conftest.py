@@ -71,12 +71,24 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one process, so that it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], simt_on_cpu.Built]:
-    """built(sanitizers): csrc/cuda compiled by g++, once."""
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], simt_on_cpu.Built]:
+    """built(sanitizers): csrc/cuda compiled by g++, once for all processes of a run."""
     if without := simt_on_cpu.missing():
         pytest.skip(without)
-    return cache(lambda sanitize: simt_on_cpu.build(tmp_path_factory.mktemp("simt"), sanitize))
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if hasattr(request.config, "workerinput") else base  # of all workers, or of one process
+    return cache(lambda sanitize: simt_on_cpu.build_once(folder, sanitize))
 
 
 @pytest.fixture(autouse=True)

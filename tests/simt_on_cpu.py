@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
@@ -44,17 +45,34 @@ class Built:
     kernels: Path  # registers the operators of csrc/cuda for CPU tensors, in place of the CPU's own
     preload: str
 
+    @staticmethod
+    def at(folder: Path, sanitize: str) -> Built:
+        return Built(folder / "faults", folder / "kernels.so", preload_of(sanitize))
+
+
+def build_once(folder: Path, sanitize: str) -> Built:
+    """build() in a folder of `folder`, where another process may be doing the same."""
+    within = folder / f"simt-{sanitize}"
+    with open(folder / f"simt-{sanitize}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (within / "done").exists():
+            return Built.at(within, sanitize)
+        within.mkdir(exist_ok=True)
+        made = build(within, sanitize)
+        (within / "done").touch()
+        return made
+
 
 def build(folder: Path, sanitize: str = "") -> Built:
     """Compiles the kernels with these sanitizers and the runtime without, for the two to be told apart."""
     watched = watch(sanitize)
     kernel_flags = ["-g", "-O1" if sanitize else "-O2", *watched]
-    faults, kernels = folder / "faults", folder / "kernels.so"
+    made = Built.at(folder, sanitize)
     own = compile_all(folder, [*KERNELS, SIMT / "faults.cpp"], kernel_flags)  # the slowest first
     runtime = compile_runtime(folder, sanitize)
-    must_run([CXX, *watched, own.pop(), *runtime, "-o", str(faults)])
-    link(kernels, [*watched, *own, *runtime])
-    return Built(faults, kernels, preload_of(sanitize))
+    must_run([CXX, *watched, own.pop(), *runtime, "-o", str(made.faults)])
+    link(made.kernels, [*watched, *own, *runtime])
+    return made
 
 
 def preload_of(sanitize: str) -> str:
