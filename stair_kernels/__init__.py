@@ -32,7 +32,7 @@ _load("_C")
 if torch.cuda.is_available() and (_HERE / "_C_cuda.so").exists():
     _load("_C_cuda")
 
-from stair_kernels import autograd, cuda, reference  # noqa: E402, F401
+from stair_kernels import autograd, cuda, distributed, reference  # noqa: E402, F401
 from stair_kernels.index import SparseIndex  # noqa: E402
 from stair_kernels.loss import stair_loss  # noqa: E402
 from stair_kernels.ops import (  # noqa: E402
@@ -47,6 +47,7 @@ from stair_kernels.ops import (  # noqa: E402
 )
 from stair_kernels.reference import StairLoss, VocabHead  # noqa: E402
 from stair_kernels.rows import SparseRows  # noqa: E402
+from stair_kernels.rows_loss import loss_of_rows  # noqa: E402
 
 __all__ = [
     "PackedVocab",
@@ -56,7 +57,9 @@ __all__ = [
     "VocabHead",
     "__version__",
     "cpu_isa",
+    "distributed",
     "flops",
+    "loss_of_rows",
     "pack_vocab",
     "reference",
     "sparse_dot",

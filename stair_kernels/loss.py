@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stair_kernels.distributed import Group, checked, summed
 from stair_kernels.ops import PackedVocab, _head_args
 from stair_kernels.reference import StairLoss, VocabHead
 
@@ -29,6 +30,7 @@ def stair_loss(
     image_flops: float = 0.0,
     normalize: bool = False,
     chunk: int = 4096,
+    group: Group = None,
 ) -> StairLoss:
     """loss = (CE(rows) + CE(columns)) / 2 of logit_scale * <text row, image row>, + sum over towers weight * FLOPS.
 
@@ -40,6 +42,9 @@ def stair_loss(
         logit_scale: multiplies the scores (not its logarithm); a float or a differentiable scalar tensor.
         text_flops, image_flops: the weights of the two FLOPS penalties.
         chunk: vocabulary columns held at a time; changes memory and rounding, not meaning.
+        group: a torch.distributed group over whose ranks the vocabulary is spread: each gives the whole batch and its
+            own columns of weight and bias (stair_kernels.distributed), and has the loss of all columns. What is sent
+            is [B, B] scores and the gradients of hidden.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -56,7 +61,8 @@ def stair_loss(
     if chunk < 1:
         raise ValueError(f"chunk: expected an integer >= 1, got {chunk}")
     scale = _scalar(logit_scale, args[0][0].device)
-    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale, normalize, chunk)
+    group_name = "" if group is None else checked(group).group_name
+    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale, normalize, chunk, group_name)
     contrastive, penalty_text, penalty_image = out[:3]
     loss = contrastive + text_flops * penalty_text + image_flops * penalty_image
     return StairLoss(loss, *out[:6])
@@ -75,6 +81,7 @@ def _stair_loss(
     scale: Tensor,
     normalize: bool,
     chunk: int,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """contrastive, FLOPS x 2, active x 2, accuracy; saved: score [B, B], column means [2, V], norms [2, B]."""
     text = VocabHead(text_hidden, text_weight, text_bias, text_mask)
@@ -91,6 +98,8 @@ def _stair_loss(
                 means[tower, v0 : v0 + chunk] = row.mean(dim=0)
                 squares[tower] += row.square().sum(dim=1)
                 active[tower] += (row > 0).sum() / max(B, 1)
+        flops = means.square().sum(dim=1)
+        score, squares, flops, active = summed((score, squares, flops, active), group)
         norms = squares.sqrt().clamp(min=EPS) if normalize else torch.ones_like(squares)
         score /= norms[0][:, None] * norms[1]
         logit, target = scale * score, torch.arange(B, device=device)
@@ -98,7 +107,6 @@ def _stair_loss(
         rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf)
         best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
         accuracy = (logit.diagonal() > best_rival).float().mean()
-        flops = means.square().sum(dim=1)
     return (
         contrastive,
         flops[0].clone(),
@@ -125,6 +133,7 @@ def _(
     scale: Tensor,
     normalize: bool,
     chunk: int,
+    group: str,
 ) -> tuple[Tensor, ...]:
     B, V = text_hidden.shape[0], text_weight.shape[0]
     shapes: list[tuple[int, ...]] = [()] * 6 + [(B, B), (2, V), (2, B)]
@@ -149,6 +158,7 @@ def _stair_loss_backward(
     norms: Tensor,
     normalize: bool,
     chunk: int,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight, bias of the text; of the image; scale. Float32, but weight's in its own dtype."""
     heads = (
@@ -180,7 +190,8 @@ def _stair_loss_backward(
                 )
                 grads[tower][0].add_(hidden)
                 grads[tower][1][columns], grads[tower][2][columns] = weight, bias
-    return *grads[0], *grads[1], grad_scale
+        of_hidden = summed([of_tower[0] for of_tower in grads], group)
+    return of_hidden[0], *grads[0][1:], of_hidden[1], *grads[1][1:], grad_scale
 
 
 @_stair_loss_backward.register_fake
@@ -201,13 +212,14 @@ def _(
     norms: Tensor,
     normalize: bool,
     chunk: int,
+    group: str,
 ) -> tuple[Tensor, ...]:
     heads = VocabHead(text_hidden, text_weight), VocabHead(image_hidden, image_weight)
     return *_zero_grads(heads[0]), *_zero_grads(heads[1]), scale.new_empty(())
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.normalize, ctx.chunk = inputs
+    *tensors, ctx.normalize, ctx.chunk, ctx.group = inputs
     ctx.save_for_backward(*tensors, *output[6:])
     ctx.mark_non_differentiable(*output[3:])
 
@@ -216,10 +228,10 @@ def _backward(ctx: Any, grad_contrastive: Tensor, grad_text: Tensor, grad_image:
     *inputs, score, means, norms = ctx.saved_tensors
     grad_flops = torch.stack([grad_text, grad_image])
     grads = torch.ops.stair.stair_loss_backward(
-        grad_contrastive, grad_flops, *inputs, score, means, norms, ctx.normalize, ctx.chunk
+        grad_contrastive, grad_flops, *inputs, score, means, norms, ctx.normalize, ctx.chunk, ctx.group
     )
     slots = (0, 1, 2, 4, 5, 6, 8)  # hidden, weight, bias of each tower, scale
-    by_input: list[Tensor | None] = [None] * 11
+    by_input: list[Tensor | None] = [None] * 12
     for slot, grad in zip(slots, grads):
         if inputs[slot] is not None:
             by_input[slot] = grad.to(inputs[slot].dtype)

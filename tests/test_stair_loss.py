@@ -130,7 +130,7 @@ def test_opcheck_compile_and_autocast(device: str) -> None:
     leaves, mask = make_pair(torch.float32, 4, 60)
     leaves, mask = [leaf.to(device).requires_grad_() for leaf in leaves], mask.to(device)
     scale = torch.tensor(1.5, device=device, requires_grad=True)
-    args = (*leaves[:3], mask, *leaves[3:], None, scale, True, 32)
+    args = (*leaves[:3], mask, *leaves[3:], None, scale, True, 32, "")
     torch.library.opcheck(torch.ops.stair.stair_loss.default, args)
 
     def step(*leaves: torch.Tensor) -> torch.Tensor:
