@@ -128,9 +128,9 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_every_operator_has_its_reference_under_the_same_name_and_arguments() -> None:
-    for name in ("vocab_topk", "vocab_pool", "topk", "sparse_dot", "flops", "stair_loss"):
+    for name in ("vocab_topk", "vocab_pool", "topk", "sparse_dot", "flops", "stair_loss", "loss_of_rows"):
         ours = list(inspect.signature(getattr(sk, name)).parameters)
         specified = list(inspect.signature(getattr(sk.reference, name)).parameters)
-        # matters of memory and of the gradient's layout, not of meaning
-        common = [parameter for parameter in ours if parameter not in ("chunk", "sparse_grad")]
+        # matters of memory, of layout and of where the batch is, not of meaning
+        common = [parameter for parameter in ours if parameter not in ("chunk", "sparse_grad", "group")]
         assert [parameter for parameter in specified if parameter != "compute_dtype"] == common, name
