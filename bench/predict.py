@@ -146,7 +146,14 @@ def machine_code() -> str:
         shape = f"{tile.rows} x {tile.positions} x {tile.columns} x {tile.depth}"
         share = f"{loop[variant.product]} {variant.product} of {loop.total()}"
         kernel = variant.kernel + (" (long rows)" if variant.long else "")
-        cells = [variant.arch, kernel, variant.dtype, variant.layout, shape, f"{tile.warps} x {tile.programs}"]
+        cells = [
+            variant.arch,
+            kernel,
+            variant.dtype,
+            "raw" if variant.other else variant.layout,
+            shape,
+            f"{tile.warps} x {tile.programs}",
+        ]
         cells += ["yes" if tile.boxes else "", code.registers, code.stack_bytes, f"{code.shared_bytes / 1024:.0f}"]
         cells += [share, f"{loop[variant.product] / loop.total():.0%}"]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
