@@ -18,6 +18,8 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def(
       "vocab_pool(Tensor hidden, Tensor weight, Tensor? bias, Tensor? mask, Tensor? cu_seqlens, int? packed_vocab, "
       "str activation) -> (Tensor, Tensor)");
+  // -> vocab_pool's out [B, V] where its positions [B, V] are known; 0 where they are negative. hidden [B, L, D].
+  m.def("vocab_pool_at(Tensor hidden, Tensor weight, Tensor? bias, Tensor positions, str activation) -> Tensor");
   // -> grad_hidden float32, grad_weight in the dtype of weight, grad_bias [V] float32; one that is not needed has size
   // 0
   m.def(

@@ -74,6 +74,11 @@ def _(
     return grad_hidden, grad_weight, weight.new_empty(weight.shape[:1], dtype=torch.float32)
 
 
+@torch.library.register_fake("stair::vocab_pool_at")
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, activation: str) -> Tensor:
+    return hidden.new_empty((hidden.shape[0], weight.shape[0]), dtype=torch.float32)
+
+
 @torch.library.register_fake("stair::vocab_pool_backward")
 def _(
     grad_out: Tensor,
@@ -225,5 +230,5 @@ register("stair::vocab_pool", _vocab_pool_backward, setup_context=_save_vocab_po
 register("stair::topk", _topk_backward, setup_context=_save_topk)
 register("stair::sparse_dot", _sparse_dot_backward, setup_context=_save_sparse_dot)
 register("stair::flops", _flops_backward, setup_context=_save_flops)
-for _name in ("vocab_topk_backward", "vocab_pool_backward", "sparse_dot_backward"):
+for _name in ("vocab_topk_backward", "vocab_pool_at", "vocab_pool_backward", "sparse_dot_backward"):
     register(f"stair::{_name}", _no_double_backward)

@@ -36,6 +36,7 @@ def require_library(operator: str) -> None:
 
 
 _register("vocab_pool", "vocab_pool")
+_register("vocab_pool_at", "vocab_pool")
 _register("vocab_pool_backward", "vocab_pool")
 _register("vocab_topk", "vocab_topk")
 

@@ -2,7 +2,8 @@
 
 Forward, for each chunk: Y_t, Y_i = vocab_pool(chunk); S += Y_t Y_i^T; column means for FLOPS; squared norms.
 Backward computes the chunk again: dY_t = dS Y_i + the terms of the norm and of FLOPS, through vocab_pool's backward.
-Storage O(B^2 + V + B * chunk) beside the gradients themselves.
+Storage O(B^2 + V + B * chunk) beside the gradients themselves; with save="positions" [B, V] positions as well, and of
+the chunk only the entries above 0 are computed again, each at its position.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stair_kernels.autograd import positions_dtype
 from stair_kernels.distributed import Group, checked, summed
 from stair_kernels.ops import PackedVocab, _head_args
 from stair_kernels.reference import StairLoss, VocabHead
@@ -30,6 +32,7 @@ def stair_loss(
     image_flops: float = 0.0,
     normalize: bool = False,
     chunk: int = 4096,
+    save: str = "none",
     group: Group = None,
 ) -> StairLoss:
     """loss = (CE(rows) + CE(columns)) / 2 of logit_scale * <text row, image row>, + sum over towers weight * FLOPS.
@@ -42,6 +45,9 @@ def stair_loss(
         logit_scale: multiplies the scores (not its logarithm); a float or a differentiable scalar tensor.
         text_flops, image_flops: the weights of the two FLOPS penalties.
         chunk: vocabulary columns held at a time; changes memory and rounding, not meaning.
+        save: "none": the backward computes the rows again. "positions": the forward keeps their winning positions, 2
+            bytes for each entry of [B, V] a tower (4 where L > 32,767), and the backward computes only the entries
+            above 0, each at its position: the faster, the fewer they are.
         group: a torch.distributed group over whose ranks the vocabulary is spread: each gives the whole batch and its
             own columns of weight and bias (stair_kernels.distributed), and has the loss of all columns. What is sent
             is [B, B] scores and the gradients of hidden.
@@ -58,11 +64,13 @@ def stair_loss(
         raise ValueError(f"image: expected {B} rows like text, got {args[1][0].shape[0]}")
     if args[1][1].shape[0] != V:
         raise ValueError(f"image: expected a vocabulary of {V} like text, got {args[1][1].shape[0]}")
+    if save not in ("none", "positions"):
+        raise ValueError(f"save: expected none or positions, got {save!r}")
     if chunk < 1:
         raise ValueError(f"chunk: expected an integer >= 1, got {chunk}")
     scale = _scalar(logit_scale, args[0][0].device)
     group_name = "" if group is None else checked(group).group_name
-    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale, normalize, chunk, group_name)
+    out = torch.ops.stair.stair_loss(*args[0], *args[1], scale, normalize, chunk, save == "positions", group_name)
     contrastive, penalty_text, penalty_image = out[:3]
     loss = contrastive + text_flops * penalty_text + image_flops * penalty_image
     return StairLoss(loss, *out[:6])
@@ -81,9 +89,11 @@ def _stair_loss(
     scale: Tensor,
     normalize: bool,
     chunk: int,
+    keep: bool,
     group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """contrastive, FLOPS x 2, active x 2, accuracy; saved: score [B, B], column means [2, V], norms [2, B]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """contrastive, FLOPS x 2, active x 2, accuracy; saved: score [B, B], column means [2, V], norms [2, B], and with
+    `keep` the positions [B, V] of the entries above 0, -1 elsewhere, x 2."""
     text = VocabHead(text_hidden, text_weight, text_bias, text_mask)
     image = VocabHead(image_hidden, image_weight, image_bias, image_mask)
     (B, V), device = (len(text_hidden), len(text_weight)), text_hidden.device
@@ -91,10 +101,13 @@ def _stair_loss(
         score = torch.zeros(B, B, device=device)
         means, squares = torch.zeros(2, V, device=device), torch.zeros(2, B, device=device)
         active = torch.zeros(2, device=device)
+        kept = [_kept(head, keep) for head in (text, image)]
         for v0 in range(0, V, chunk):
-            rows = [_pool(head, v0, chunk)[0] for head in (text, image)]
-            score += torch.ops.stair.matmul_nt(rows[0], rows[1])
-            for tower, row in enumerate(rows):
+            pooled = [_pool(head, v0, chunk) for head in (text, image)]
+            score += torch.ops.stair.matmul_nt(pooled[0][0], pooled[1][0])
+            for tower, (row, positions) in enumerate(pooled):
+                if keep:
+                    kept[tower][:, v0 : v0 + chunk] = positions.masked_fill_(row <= 0, -1)
                 means[tower, v0 : v0 + chunk] = row.mean(dim=0)
                 squares[tower] += row.square().sum(dim=1)
                 active[tower] += (row > 0).sum() / max(B, 1)
@@ -117,6 +130,8 @@ def _stair_loss(
         score,
         means,
         norms,
+        kept[0],
+        kept[1],
     )
 
 
@@ -133,11 +148,14 @@ def _(
     scale: Tensor,
     normalize: bool,
     chunk: int,
+    keep: bool,
     group: str,
 ) -> tuple[Tensor, ...]:
+    heads = VocabHead(text_hidden, text_weight), VocabHead(image_hidden, image_weight)
     B, V = text_hidden.shape[0], text_weight.shape[0]
     shapes: list[tuple[int, ...]] = [()] * 6 + [(B, B), (2, V), (2, B)]
-    return tuple(text_hidden.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    parts = [text_hidden.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    return *parts, *(_kept(head, keep) for head in heads)
 
 
 @torch.library.custom_op("stair::stair_loss_backward", mutates_args=())
@@ -156,6 +174,8 @@ def _stair_loss_backward(
     score: Tensor,
     means: Tensor,
     norms: Tensor,
+    text_positions: Tensor,
+    image_positions: Tensor,
     normalize: bool,
     chunk: int,
     group: str,
@@ -179,7 +199,7 @@ def _stair_loss_backward(
         grads = [_zero_grads(head) for head in heads]
         for v0 in range(0, V, chunk):
             columns = slice(v0, v0 + chunk)
-            pooled = [_pool(head, v0, chunk) for head in heads]
+            pooled = [_pool_again(head, v0, chunk, at) for head, at in zip(heads, (text_positions, image_positions))]
             for tower, (head, (row, positions)) in enumerate(zip(heads, pooled)):
                 grad_row = torch.ops.stair.matmul_nt(grad_raw if tower == 0 else grad_raw.T, pooled[1 - tower][0].T)
                 grad_row += 2 * grad_flops[tower] / max(B, 1) * means[tower, columns]
@@ -210,6 +230,8 @@ def _(
     score: Tensor,
     means: Tensor,
     norms: Tensor,
+    text_positions: Tensor,
+    image_positions: Tensor,
     normalize: bool,
     chunk: int,
     group: str,
@@ -219,19 +241,20 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.normalize, ctx.chunk, ctx.group = inputs
+    *tensors, ctx.normalize, ctx.chunk, _, ctx.group = inputs
     ctx.save_for_backward(*tensors, *output[6:])
     ctx.mark_non_differentiable(*output[3:])
 
 
 def _backward(ctx: Any, grad_contrastive: Tensor, grad_text: Tensor, grad_image: Tensor, *_: Any) -> tuple[Any, ...]:
-    *inputs, score, means, norms = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    inputs = saved[:9]
     grad_flops = torch.stack([grad_text, grad_image])
     grads = torch.ops.stair.stair_loss_backward(
-        grad_contrastive, grad_flops, *inputs, score, means, norms, ctx.normalize, ctx.chunk, ctx.group
+        grad_contrastive, grad_flops, *saved, ctx.normalize, ctx.chunk, ctx.group
     )
     slots = (0, 1, 2, 4, 5, 6, 8)  # hidden, weight, bias of each tower, scale
-    by_input: list[Tensor | None] = [None] * 12
+    by_input: list[Tensor | None] = [None] * 13
     for slot, grad in zip(slots, grads):
         if inputs[slot] is not None:
             by_input[slot] = grad.to(inputs[slot].dtype)
@@ -261,6 +284,21 @@ def _pool(head: VocabHead, v0: int, chunk: int) -> tuple[Tensor, Tensor]:
     """vocab_pool of the columns [v0, v0 + chunk): values and positions."""
     weight, bias = head.weight[v0 : v0 + chunk], None if head.bias is None else head.bias[v0 : v0 + chunk]
     return torch.ops.stair.vocab_pool(head.hidden, weight, bias, head.mask, None, None, ACTIVATION)
+
+
+def _kept(head: VocabHead, keep: bool) -> Tensor:
+    """Room for a tower's positions; of no size where they are not kept."""
+    shape = (head.hidden.shape[0], head.weight.shape[0]) if keep else (0, 0)
+    return head.hidden.new_empty(shape, dtype=positions_dtype(head.hidden, None))
+
+
+def _pool_again(head: VocabHead, v0: int, chunk: int, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """_pool, from the positions where they were kept."""
+    if kept.numel() == 0:
+        return _pool(head, v0, chunk)
+    weight, bias = head.weight[v0 : v0 + chunk], None if head.bias is None else head.bias[v0 : v0 + chunk]
+    positions = kept[:, v0 : v0 + chunk].contiguous()
+    return torch.ops.stair.vocab_pool_at(head.hidden, weight, bias, positions, ACTIVATION), positions
 
 
 def _zero_grads(head: VocabHead) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,5 +132,5 @@ def test_every_operator_has_its_reference_under_the_same_name_and_arguments() ->
         ours = list(inspect.signature(getattr(sk, name)).parameters)
         specified = list(inspect.signature(getattr(sk.reference, name)).parameters)
         # matters of memory, of layout and of where the batch is, not of meaning
-        common = [parameter for parameter in ours if parameter not in ("chunk", "sparse_grad", "group")]
+        common = [parameter for parameter in ours if parameter not in ("chunk", "save", "sparse_grad", "group")]
         assert [parameter for parameter in specified if parameter != "compute_dtype"] == common, name

@@ -42,12 +42,15 @@ NAMES = ("text.hidden", "text.weight", "text.bias", "image.hidden", "image.weigh
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize(("B", "V", "chunk"), [(6, 300, 128), (1, 50, 4096), (5, 257, 256), (4, 100, 33)])
+@pytest.mark.parametrize(
+    ("B", "V", "chunk", "save"),
+    [(6, 300, 128, "none"), (1, 50, 4096, "positions"), (5, 257, 256, "positions"), (4, 100, 33, "none")],
+)
 def test_loss_and_gradients_match_float64(
-    impl: Implementation, B: int, V: int, chunk: int, normalize: bool, dtype: torch.dtype
+    impl: Implementation, B: int, V: int, chunk: int, save: str, normalize: bool, dtype: torch.dtype
 ) -> None:
     leaves, mask = make_pair(dtype, B, V)
-    got, grads = run(impl.operators, leaves, mask, 0.9, normalize=normalize, chunk=chunk)
+    got, grads = run(impl.operators, leaves, mask, 0.9, normalize=normalize, chunk=chunk, save=save)
     wide = [leaf.double() for leaf in leaves]
     truth, true_grads = run(reference, wide, mask, 0.9, normalize=normalize, compute_dtype=torch.float64)
     eager, eager_grads = run(reference, leaves, mask, 0.9, normalize=normalize)
@@ -130,7 +133,7 @@ def test_opcheck_compile_and_autocast(device: str) -> None:
     leaves, mask = make_pair(torch.float32, 4, 60)
     leaves, mask = [leaf.to(device).requires_grad_() for leaf in leaves], mask.to(device)
     scale = torch.tensor(1.5, device=device, requires_grad=True)
-    args = (*leaves[:3], mask, *leaves[3:], None, scale, True, 32, "")
+    args = (*leaves[:3], mask, *leaves[3:], None, scale, True, 32, True, "")
     torch.library.opcheck(torch.ops.stair.stair_loss.default, args)
 
     def step(*leaves: torch.Tensor) -> torch.Tensor:
@@ -157,6 +160,7 @@ def test_bad_input_names_the_argument() -> None:
         ({"logit_scale": torch.ones(2)}, r"logit_scale: expected a float or a scalar tensor, got shape \[2\]"),
         ({"logit_scale": torch.ones((), device="meta")}, r"logit_scale: expected device cpu like text, got meta"),
         ({"image": VocabHead(leaves[3], sk.pack_vocab(leaves[4]))}, r"image: expected a weight tensor"),
+        ({"save": "rows"}, r"save: expected none or positions, got 'rows'"),
         ({"chunk": 0}, r"chunk: expected an integer >= 1, got 0"),
         ({"text": VocabHead(leaves[0], leaves[1], leaves[2], mask[:2])}, r"mask: expected \[4, 5\] bool"),
     ]:

@@ -110,7 +110,7 @@ def test_the_loss_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) ->
     towers = make_head("masked", torch.float32, 5, 9, 20, 300).to("meta").args()[0] * 2
     scale, penalties = torch.empty((), device="meta"), torch.empty(2, device="meta")
     with never_waiting():
-        out = loss._stair_loss._init_fn(*towers, scale, True, 128, "")
+        out = loss._stair_loss._init_fn(*towers, scale, True, 128, True, "")
         loss._stair_loss_backward._init_fn(scale, penalties, *towers, scale, *out[6:], True, 128, "")
 
 

@@ -122,6 +122,10 @@ struct SimdKernels {
   void (*scatter)(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
                   int64_t n, int64_t D);
 
+  // out[i] = sum over d of float(x[from[i]][d]) * float(w[of[i]][d]), i in [0, n); rows of x and w are D wide
+  void (*dots)(const void* x, const int32_t* from, const void* w, const int32_t* of, Dtype dtype, int64_t n, int64_t D,
+               float* out);
+
   // n float32 rounded to dtype, ties to even
   void (*narrow)(const float* in, int64_t n, Dtype dtype, void* out);
 };

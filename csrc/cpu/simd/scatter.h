@@ -1,4 +1,4 @@
-// The backward: scaled rows added to rows, and float32 sums as the gradient's dtype.
+// The backward: dot products of rows, scaled rows added to rows, and float32 sums as the gradient's dtype.
 #pragma once
 #include "cpu/simd/vec.h"
 
@@ -40,6 +40,39 @@ struct Scatter {
 void scatter(float* y, const int32_t* to, const float* scale, const void* x, const int32_t* from, Dtype dtype,
              int64_t n, int64_t D) {
   by_dtype(dtype, Scatter{y, to, scale, x, from, n, D});
+}
+
+struct Dots {
+  const void* x;
+  const int32_t* from;
+  const void* w;
+  const int32_t* of;
+  int64_t n, D;
+  float* out;
+
+  template <Dtype kDtype>
+  void run() const {
+    constexpr int kVecs = 4;  // sums side by side: an addition waits for the one before
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t a = from[i] * D, b = of[i] * D;
+      Vec sum[kVecs] = {};
+      int64_t d = 0;
+      for (; d + kVecs * kWidth <= D; d += kVecs * kWidth)
+        for (int j = 0; j < kVecs; ++j)
+          sum[j] += load_wide<kDtype>(x, a + d + j * kWidth) * load_wide<kDtype>(w, b + d + j * kWidth);
+      for (; d + kWidth <= D; d += kWidth) sum[0] += load_wide<kDtype>(x, a + d) * load_wide<kDtype>(w, b + d);
+      const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      float total = 0.0f;
+      for (int c = 0; c < kWidth; ++c) total += all[c];
+      for (; d < D; ++d) total += element<kDtype>(x, a + d) * element<kDtype>(w, b + d);
+      out[i] = total;
+    }
+  }
+};
+
+void dots(const void* x, const int32_t* from, const void* w, const int32_t* of, Dtype dtype, int64_t n, int64_t D,
+          float* out) {
+  by_dtype(dtype, Dots{x, from, w, of, n, D, out});
 }
 
 // Round to nearest, ties to even; NaN stays NaN.

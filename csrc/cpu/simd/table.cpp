@@ -32,6 +32,7 @@ extern const SimdKernels kernels = {STAIR_STRING(STAIR_ISA),
                                     apply<activate_vec>,
                                     apply<slope_vec>,
                                     scatter,
+                                    dots,
                                     narrow};
 
 }  // namespace stair::STAIR_ISA
