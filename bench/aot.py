@@ -58,7 +58,7 @@ class MachineCode:
 class Variant:
     """A kernel with its tile and the constants that its launcher gives it."""
 
-    kernel: str  # forward, hidden or weight
+    kernel: str  # forward, hidden, weight or at
     arch: int
     dtype: str  # of DTYPES
     tile: tiles.Tile
@@ -73,7 +73,7 @@ class Variant:
     @property
     def product(self) -> str:
         """The instruction that multiplies."""
-        alone = self.exact or (self.long and self.kernel == "weight")
+        alone = self.exact or self.kernel == "at" or (self.long and self.kernel == "weight")
         return (MULTIPLY_ADDS if alone else TENSOR_CORES)[self.arch]
 
     def compile(self, target: GPUTarget | None = None) -> Compiled:
@@ -81,6 +81,7 @@ class Variant:
             "forward": forward.forward_kernel,
             "hidden": backward.hidden_kernel,
             "weight": backward.weight_kernel,
+            "at": backward.pool_at_kernel,
         }[self.kernel]
         element, tile, varlen = DTYPES[self.dtype][0], self.tile, self.layout == "varlen"
         matrix = f"*{element}"
@@ -184,6 +185,7 @@ def _backward_variants(arch: int, dtype: str) -> Iterator[Variant]:
             if kernel == "weight" and long:
                 tile = tiles.gather(WIDTH, itemsize, arch=arch)
             yield Variant(kernel, arch, dtype, tile, "padded", long)
+    yield Variant("at", arch, dtype, tiles.gather(WIDTH, itemsize, arch=arch), "padded")
 
 
 def read(compiled: Compiled, product: str) -> MachineCode:

@@ -29,6 +29,7 @@ BLOCKS_OF_D = EXACT + "::test_bias_gradient_beside_several_blocks_of_d"
 NEGATIVE = EXACT + "::test_negative_gradients"
 RAGGED = EXACT + "::test_pool_of_ragged_rows"
 MASKED = EXACT + "::test_pool_of_masked_rows"
+AT = EXACT + "::test_values_at_known_positions"
 SLOPE = EXACT + "::test_slope_is_that_of_the_activation"
 ACTIVATION = EXACT + "::test_activation"
 TOPK_CHUNKS = EXACT + "::test_topk_over_chunks"
@@ -119,6 +120,15 @@ MUTATIONS = (
     Mutation("nan_lost_in_the_maximum", ARITHMETIC, EXACT + "::test_nan_wins_unless_masked[seen]", "a number above NaN",
              "propagate_nan=tl.PropagateNan.ALL",
              "propagate_nan=tl.PropagateNan.NONE"),
+    Mutation("position_of_another_row", BACKWARD, AT + "[raw]", "the first row's token for every row's",
+             "tl.cast(row, tl.int64) * L + position, 0)",
+             "position.to(tl.int64), 0)"),
+    Mutation("dead_entries_computed", BACKWARD, AT + "[relu]", "the bias alone where nothing won",
+             "total = tl.where(live, activate(total, ACTIVATION), 0.0)",
+             "total = activate(total, ACTIVATION)"),
+    Mutation("known_positions_tail_of_d", BACKWARD, AT + "[raw]", "half of D left out",
+             "for d0 in range(0, D, DEPTH):\n                d = d0 +",
+             "for d0 in range(0, D - DEPTH, DEPTH):\n                d = d0 +"),
     Mutation("log_relu_slope", ARITHMETIC, SLOPE + "[log_relu]", "1 + x for 1 / (1 + x)",
              "return tl.exp(-y)  #",
              "return tl.exp(y)  #"),

@@ -106,6 +106,18 @@ def test_positions_fit_their_type(longest: int, dtype: torch.dtype) -> None:
     assert run_pool(head)[1].dtype == dtype
 
 
+@pytest.mark.parametrize("activation", ["raw", "relu"])
+def test_values_at_known_positions(activation: str) -> None:
+    """Those of the forward, under raw; 0 where there is no position: of a row and of a whole block of columns."""
+    head = make_head("masked", torch.float16, B, L, D, V, integers=True)
+    values, positions = run_pool(head, activation)
+    dead = torch.rand(B, V) > 0.5
+    dead[1:, :32] = True
+    positions[dead] = -1
+    got = vocab_pool.vocab_pool_at(head.hidden, head.weight, head.bias, positions, activation)
+    assert torch.equal(got, values.masked_fill(positions < 0, 0.0))
+
+
 def gradients_equal(head: Head, grad: Tensor, of: str) -> None:
     """Under relu, against the C++ operator."""
     raw, positions = reference.pooled_logits(*head.args()[0], head.cu_seqlens, torch.float32)

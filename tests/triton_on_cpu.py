@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-OPERATORS = {"vocab_pool": ("vocab_pool", "vocab_pool_backward"), "vocab_topk": ("vocab_topk",)}
-KERNELS = ("forward_kernel", "hidden_kernel", "weight_kernel", "activate_kernel")
+OPERATORS = {"vocab_pool": ("vocab_pool", "vocab_pool_at", "vocab_pool_backward"), "vocab_topk": ("vocab_topk",)}
+KERNELS = ("forward_kernel", "hidden_kernel", "weight_kernel", "pool_at_kernel", "activate_kernel")
 _LIBRARY = torch.library.Library("stair", "IMPL")  # a registration lives as long as it does
 
 

@@ -9,7 +9,7 @@ dW gathers the tokens that won. tiles.py says from which length on.
 import triton
 import triton.language as tl
 
-from stair_kernels._triton.arithmetic import ELU1P, slope
+from stair_kernels._triton.arithmetic import ELU1P, activate, slope
 from stair_kernels._triton.forward import spans, tokens_of
 
 
@@ -163,3 +163,43 @@ def gathered(hidden, grad, position, first, d, D):
     grad = tl.sum(grad, axis=0)
     h = tl.load(hidden + token[:, None] * D + d[None, :], mask=(grad != 0)[:, None] & (d[None, :] < D), other=0.0)
     return grad[:, None] * h.to(tl.float32)
+
+
+@triton.jit
+def pool_at_kernel(
+    positions,  # [B, V]
+    hidden,  # [B * L, D]
+    weight,  # [V, D]
+    bias,  # [V] float32
+    out,  # [B, V] float32
+    B,
+    L,
+    D,
+    V,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """The pooled row where the positions that won are known: a dot product an entry, 0 where there is none.
+
+    A program owns a block of columns and a share of the rows.
+    """
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    for row in range(tl.program_id(1), B, tl.num_programs(1)):
+        at = tl.cast(row, tl.int64) * V + column
+        position = tl.load(positions + at, mask=column < V, other=-1).to(tl.int32)
+        live = position >= 0
+        total = tl.zeros([COLUMNS], tl.float32)
+        if tl.max(live.to(tl.int32), axis=0) > 0:
+            token = tl.where(live, tl.cast(row, tl.int64) * L + position, 0)
+            for d0 in range(0, D, DEPTH):
+                d = d0 + tl.arange(0, DEPTH)
+                inside = live[:, None] & (d[None, :] < D)
+                h = tl.load(hidden + token[:, None] * D + d[None, :], mask=inside, other=0.0)
+                w = tl.load(weight + column[:, None].to(tl.int64) * D + d[None, :], mask=inside, other=0.0)
+                total += tl.sum(h.to(tl.float32) * w.to(tl.float32), axis=1)
+            if HAS_BIAS:
+                total += tl.load(bias + column, mask=column < V, other=0.0)
+            total = tl.where(live, activate(total, ACTIVATION), 0.0)
+        tl.store(out + at, total, mask=column < V)

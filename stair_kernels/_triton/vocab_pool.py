@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from stair_kernels import reference, tiles
 from stair_kernels._triton.arithmetic import CODES, activate_kernel
-from stair_kernels._triton.backward import hidden_kernel, weight_kernel
+from stair_kernels._triton.backward import hidden_kernel, pool_at_kernel, weight_kernel
 from stair_kernels._triton.forward import forward_kernel
 from stair_kernels.autograd import positions_dtype
 
@@ -124,6 +124,43 @@ def vocab_pool_backward(
     if given_D != D:
         grad_hidden, grad_weight = (grad[..., :given_D].contiguous() for grad in (grad_hidden, grad_weight))
     return grad_hidden, grad_weight, grad_bias
+
+
+def vocab_pool_at(
+    hidden: Tensor,  # [B, L, D]
+    weight: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    positions: Tensor,  # [B, V]
+    activation: str,
+) -> Tensor:  # [B, V] float32
+    """stair::vocab_pool_at."""
+    batch, weight = _Batch(hidden, None), operand(weight)
+    V, D = weight.shape
+    out = hidden.new_empty((batch.B, V), dtype=torch.float32)
+    if out.numel() == 0:
+        return out
+    tile = tiles.gather(D, hidden.element_size(), arch=_arch(hidden.device))
+    blocks = triton.cdiv(V, tile.columns)
+    programs = 4 * tile.programs * _multiprocessors(hidden.device)
+    added = None if bias is None else bias.float().contiguous()
+    with _on(hidden.device):
+        pool_at_kernel[(blocks, max(1, min(batch.B, programs // blocks)))](
+            positions.contiguous(),
+            batch.tokens,
+            weight,
+            added,
+            out,
+            batch.B,
+            batch.L,
+            D,
+            V,
+            COLUMNS=tile.columns,
+            DEPTH=tile.depth,
+            ACTIVATION=CODES[activation],
+            HAS_BIAS=bias is not None,
+            num_warps=tile.warps,
+        )
+    return out
 
 
 def operand(matrix: Tensor) -> Tensor:
