@@ -3,6 +3,9 @@
 import numpy as np
 
 RANGE: int
+CHUNK: int
+CHUNK_BLOCKS: int
+CHUNK_GROUPS: int
 NARROW_TERMS: int
 
 class Rows:

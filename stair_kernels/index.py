@@ -51,7 +51,9 @@ class SparseIndex:
         # Document numbers follow the ids, so that the engine's order of equal scores is that of the ids.
         order = np.argsort(numbers)
         arrays = {"ids": numbers[order], **_index.build(documents, order, compact=False)}
-        counts = index_files.Counts(len(documents), documents.vocab_size, len(arrays["codes"]), compact=0)
+        counts = index_files.Counts(
+            len(documents), documents.vocab_size, len(arrays["codes"]), len(arrays["frequent_terms"]), compact=0
+        )
         return SparseIndex(counts, arrays)
 
     @staticmethod
