@@ -114,11 +114,15 @@ class SparseIndex:
         return self._counts.documents
 
     def stats(self) -> dict[str, int]:
-        """Documents, terms (columns with an entry), postings (entries) and bytes (of the arrays, here or on disk)."""
+        """Documents, terms (columns with an entry), postings (entries), frequent (terms with block maxima) and bytes.
+
+        The bytes are those of the arrays, here or on disk.
+        """
         return {
             "documents": self._counts.documents,
             "terms": int(np.count_nonzero(np.diff(self._arrays["term_starts"]))),
             "postings": self._counts.postings,
+            "frequent": self._counts.frequent,
             "bytes": sum(array.nbytes for array in self._arrays.values()),
         }
 
