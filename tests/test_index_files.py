@@ -112,6 +112,15 @@ def test_a_saved_index_is_the_same_index(tmp_path: Path) -> None:
     assert_tidy(tmp_path / "index")
 
 
+def test_a_compact_index_is_saved_as_such(tmp_path: Path) -> None:
+    index = sk.SparseIndex.build(random_rows(4, 2000), compact=True, reorder=True)
+    index.save(tmp_path / "index")
+    again = opened(tmp_path / "index")
+    assert same(again, index)
+    assert again.stats() == index.stats()
+    assert again.stats()["bytes"] == sum(file.stat().st_size for file in (tmp_path / "index").glob("*.bin"))
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (0, 0), (3, 0)])
 def test_an_empty_index_is_saved_too(tmp_path: Path, shape: tuple[int, int]) -> None:
     sk.SparseIndex.build(scipy.sparse.csr_matrix(shape, dtype=np.float32)).save(tmp_path / "index")

@@ -82,6 +82,40 @@ def test_pruning_changes_no_bit(N: int, k: int, levels: int) -> None:
     assert_same(index.search(queries, k), naive(documents, queries, k, ids))
 
 
+@pytest.mark.parametrize("N", [0, 1, 16, 17, 1500, 20000])
+def test_reordering_changes_no_bit(N: int) -> None:
+    random = np.random.default_rng(N)
+    documents, queries, ids = rows(random, N, 14, 6, 4), make_queries(random), random.permutation(N)
+    index = sk.SparseIndex.build(documents, ids, reorder=True)
+    again = sk.SparseIndex.build(documents, ids, reorder=True)
+    assert sorted(index._arrays["ids"]) == sorted(ids)
+    assert (index._arrays["ids"] == again._arrays["ids"]).all()
+    assert_same(index.search(queries, 10), naive(documents, queries, 10, ids))
+
+
+def test_reordering_brings_topics_together() -> None:
+    random = np.random.default_rng(3)
+    documents = rows(random, 20000, 14, 6)
+    zeros = [np.count_nonzero(sk.SparseIndex.build(documents, reorder=on)._arrays["block_max"] == 0) for on in (0, 1)]
+    assert zeros[1] > 1.25 * zeros[0]
+
+
+def test_a_compact_index_scores_the_rounded_weights() -> None:
+    random = np.random.default_rng(4)
+    documents, queries, ids = rows(random, 3000, 14, 6), make_queries(random), np.arange(3000)
+    documents.data[::7] *= np.float32(1e-6)  # below the normal numbers of float16, some below all of them
+    documents.data[::97] *= np.float32(1e-3)
+    rounded = documents.astype(np.float16).astype(np.float32)
+    rounded.eliminate_zeros()
+    index = sk.SparseIndex.build(documents, compact=True)
+    assert index.stats()["postings"] == rounded.nnz < documents.nnz
+    assert_same(index.search(queries, 10), naive(rounded, queries, 10, ids))
+    assert index._arrays["row_weights"].dtype == np.float16
+    documents.data[5] = 65520
+    with pytest.raises(ValueError, match=r"^rows: expected finite weights >= 0 in float16, got inf in row 0"):
+        sk.SparseIndex.build(documents, compact=True)
+
+
 def test_stretches_of_documents_are_exact() -> None:
     """More documents than are bounded at a time, the best ones in the last."""
     random = np.random.default_rng(5)

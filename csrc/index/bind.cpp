@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "build.h"
+#include "reorder.h"
 #include "search.h"
 
 namespace py = pybind11;
@@ -83,6 +84,15 @@ py::dict build(const stair::Rows& rows, const Converted<int64_t>& order, bool co
                   "term_starts"_a = term_starts, "segments"_a = segments, "documents"_a = documents, "codes"_a = codes,
                   "units"_a = units, "frequent_terms"_a = frequent_terms, "frequent_means"_a = frequent_means,
                   "block_max"_a = block_max, "groups"_a = groups);
+}
+
+py::array_t<int64_t> cluster(const stair::Rows& rows) {
+  std::vector<int64_t> order;
+  {
+    py::gil_scoped_release release;
+    order = stair::cluster(rows);
+  }
+  return py::array_t<int64_t>(static_cast<py::ssize_t>(order.size()), order.data());
 }
 
 // The engine, and the arrays that it points into.
@@ -172,6 +182,7 @@ PYBIND11_MODULE(_index, m) {
       .def_readonly("vocab_size", &stair::Rows::vocab_size)
       .def("__len__", &stair::Rows::size);
   m.def("build", &build, py::arg("rows"), py::arg("order"), py::arg("compact"));
+  m.def("cluster", &cluster, py::arg("rows"));
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
       .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"));
