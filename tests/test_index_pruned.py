@@ -105,7 +105,8 @@ def test_a_compact_index_scores_the_rounded_weights() -> None:
     documents, queries, ids = rows(random, 3000, 14, 6), make_queries(random), np.arange(3000)
     documents.data[::7] *= np.float32(1e-6)  # below the normal numbers of float16, some below all of them
     documents.data[::97] *= np.float32(1e-3)
-    rounded = documents.astype(np.float16).astype(np.float32)
+    rounded = documents.copy()
+    rounded.data = documents.data.astype(np.float16).astype(np.float32)
     rounded.eliminate_zeros()
     index = sk.SparseIndex.build(documents, compact=True)
     assert index.stats()["postings"] == rounded.nnz < documents.nnz
