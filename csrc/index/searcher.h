@@ -28,7 +28,7 @@ struct Hit {
 };
 
 // What the index knows of a term, side by side.
-struct alignas(32) TermInfo {
+struct TermInfo {
   int64_t first;   // posting
   uint32_t count;  // of postings
   int32_t slot;    // among the frequent terms, or -1
