@@ -82,6 +82,17 @@ def test_pruning_changes_no_bit(N: int, k: int, levels: int) -> None:
     assert_same(index.search(queries, k), naive(documents, queries, k, ids))
 
 
+@pytest.mark.parametrize("N", [5000, 20000])
+def test_queries_that_leave_nothing_out_are_exact(N: int) -> None:
+    """No topics: most groups stay among the best, so that the optional terms' postings are all read."""
+    random = np.random.default_rng(N)
+    documents = scipy.sparse.random(N, 200, 0.025, "csr", np.float32, random)
+    queries = scipy.sparse.random(10, 200, 0.5, "csr", np.float32, random)
+    ids = np.arange(N)
+    for k in (1, 10, 70):
+        assert_same(sk.SparseIndex.build(documents).search(queries, k), naive(documents, queries, k, ids))
+
+
 @pytest.mark.parametrize("N", [0, 1, 16, 17, 1500, 20000])
 def test_reordering_changes_no_bit(N: int) -> None:
     random = np.random.default_rng(N)
