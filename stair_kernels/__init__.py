@@ -47,6 +47,7 @@ from stair_kernels.ops import (  # noqa: E402
 )
 from stair_kernels.reference import StairLoss, VocabHead  # noqa: E402
 from stair_kernels.rows import SparseRows  # noqa: E402
+from stair_kernels.semantic_search import semantic_search_stair  # noqa: E402
 
 __all__ = [
     "PackedVocab",
@@ -59,6 +60,7 @@ __all__ = [
     "flops",
     "pack_vocab",
     "reference",
+    "semantic_search_stair",
     "sparse_dot",
     "stair_loss",
     "topk",
