@@ -48,6 +48,7 @@ from stair_kernels.ops import (  # noqa: E402
 from stair_kernels.reference import StairLoss, VocabHead  # noqa: E402
 from stair_kernels.rows import SparseRows  # noqa: E402
 from stair_kernels.rows_loss import loss_of_rows  # noqa: E402
+from stair_kernels.semantic_search import semantic_search_stair  # noqa: E402
 
 __all__ = [
     "PackedVocab",
@@ -62,6 +63,7 @@ __all__ = [
     "loss_of_rows",
     "pack_vocab",
     "reference",
+    "semantic_search_stair",
     "sparse_dot",
     "stair_loss",
     "topk",
