@@ -2,6 +2,9 @@
 
 import numpy as np
 
+RANGE: int
+NARROW_TERMS: int
+
 class Rows:
     vocab_size: int
     def __init__(
@@ -10,7 +13,7 @@ class Rows:
     def __len__(self) -> int: ...
 
 class Index:
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, weights: np.ndarray) -> None: ...
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None: ...
     def search(self, queries: Rows, k: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
-def invert(rows: Rows, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+def build(rows: Rows, order: np.ndarray, compact: bool) -> dict[str, np.ndarray]: ...

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from stair_kernels import index_files
+from stair_kernels.index_files import _index
 from stair_kernels.rows import SparseRows
-
-try:
-    from stair_kernels import _index
-except ImportError as error:
-    raise ImportError(
-        f"stair_kernels: the search engine _index is not built for this Python ({error}); "
-        "run `make setup` or `pip install -e .` in the checkout"
-    ) from error
 
 Rows: TypeAlias = SparseRows | scipy.sparse.csr_matrix | scipy.sparse.csr_array | Tensor
 
@@ -39,7 +32,7 @@ class SparseIndex:
     def __init__(self, counts: index_files.Counts, arrays: dict[str, np.ndarray]) -> None:
         self._counts = counts
         self._arrays = arrays
-        self._engine = _index.Index(**arrays)
+        self._engine = _index.Index(arrays)
 
     @staticmethod
     def build(rows: Rows, ids: Any = None) -> SparseIndex:
@@ -57,9 +50,9 @@ class SparseIndex:
         numbers = _checked_ids(ids, len(documents))
         # Document numbers follow the ids, so that the engine's order of equal scores is that of the ids.
         order = np.argsort(numbers)
-        offsets, postings, weights = _index.invert(documents, order)
-        arrays = {"ids": numbers[order], "offsets": offsets, "documents": postings, "weights": weights}
-        return SparseIndex(index_files.Counts(len(documents), documents.vocab_size, len(weights)), arrays)
+        arrays = {"ids": numbers[order], **_index.build(documents, order, compact=False)}
+        counts = index_files.Counts(len(documents), documents.vocab_size, len(arrays["codes"]), compact=0)
+        return SparseIndex(counts, arrays)
 
     @staticmethod
     def open(path: str | os.PathLike[str], verify: bool = False) -> SparseIndex:
@@ -122,7 +115,7 @@ class SparseIndex:
         """Documents, terms (columns with an entry), postings (entries) and bytes (of the arrays, here or on disk)."""
         return {
             "documents": self._counts.documents,
-            "terms": int(np.count_nonzero(np.diff(self._arrays["offsets"]))),
+            "terms": int(np.count_nonzero(np.diff(self._arrays["term_starts"]))),
             "postings": self._counts.postings,
             "bytes": sum(array.nbytes for array in self._arrays.values()),
         }

@@ -18,6 +18,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -29,12 +30,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+try:
+    from stair_kernels import _index
+except ImportError as error:
+    raise ImportError(
+        f"stair_kernels: the search engine _index is not built for this Python ({error}); "
+        "run `make setup` or `pip install -e .` in the checkout"
+    ) from error
+
 FORMAT = "stair_kernels.SparseIndex"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
-DTYPES = {"ids": "<i8", "offsets": "<i8", "documents": "<i4", "weights": "<f4"}
-DATA_FILE = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{16}}\.bin")
+ARRAYS = ("ids", "row_starts", "row_terms", "row_weights", "term_starts", "segments", "documents", "codes", "units")
+DATA_FILE = re.compile(rf"({'|'.join(ARRAYS)})-[0-9a-f]{{16}}\.bin")
 GRACE_S = 60.0  # a staging directory without data and this young may be about to be locked by its writer
 HINTS = {
     errno.ENOSPC: "free some space or choose another path",
@@ -46,18 +55,26 @@ HINTS = {
 
 
 class Counts(NamedTuple):
-    """What fixes the shape of every array."""
+    """What fixes the type and shape of every array; csrc/index/layout.h says what they hold."""
 
     documents: int
     vocab_size: int
     postings: int
+    compact: int  # 1: row_weights are float16
 
-    def shapes(self) -> dict[str, int]:
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The dtype and shape of each array."""
+        N, V, P = self.documents, self.vocab_size, self.postings
         return {
-            "ids": self.documents,
-            "offsets": self.vocab_size + 1,
-            "documents": self.postings,
-            "weights": self.postings,
+            "ids": ("<i8", (N,)),
+            "row_starts": ("<i8", (N + 1,)),
+            "row_terms": ("<u2" if V <= _index.NARROW_TERMS else "<i4", (P,)),
+            "row_weights": ("<f2" if self.compact else "<f4", (P,)),
+            "term_starts": ("<i8", (V + 1,)),
+            "segments": ("<u4", (V, -(-N // _index.RANGE) + 1)),
+            "documents": ("<u2", (P,)),
+            "codes": ("|u1", (P,)),
+            "units": ("<f4", (V,)),
         }
 
 
@@ -95,7 +112,7 @@ def read(path: str | os.PathLike[str], verify: bool) -> tuple[Counts, dict[str, 
         text = _manifest_text(directory)
         counts, entries = _parse(directory, text)
         try:
-            return counts, {name: _map(directory, name, entries[name], verify) for name in DTYPES}
+            return counts, {name: _map(directory, entries[name], verify) for name in ARRAYS}
         except FileNotFoundError as error:
             if _manifest_text(directory) == text:
                 raise _damaged(directory, f"{error.filename} is missing") from error
@@ -142,15 +159,15 @@ def _parse(directory: Path, text: bytes) -> tuple[Counts, dict[str, dict[str, An
     if manifest.get("checksum") != _checksum(manifest):
         raise _damaged(directory, f"{MANIFEST} does not match its checksum")
     numbers: list[Any] = [manifest.get(name) for name in Counts._fields]
-    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or numbers[-1] > 1:
         raise _damaged(directory, f"{MANIFEST} has the counts {numbers}")
     counts = Counts(*numbers)
     entries = manifest.get("arrays")
-    if not isinstance(entries, dict) or set(entries) != set(DTYPES):
-        raise _damaged(directory, f"{MANIFEST} does not list the arrays {', '.join(DTYPES)}")
-    for name, length in counts.shapes().items():
+    if not isinstance(entries, dict) or set(entries) != set(ARRAYS):
+        raise _damaged(directory, f"{MANIFEST} does not list the arrays {', '.join(ARRAYS)}")
+    for name, (dtype, shape) in counts.arrays().items():
         entry = entries[name]
-        expected = {"dtype": DTYPES[name], "shape": [length]}
+        expected = {"dtype": dtype, "shape": list(shape)}
         if not isinstance(entry, dict) or {key: entry.get(key) for key in expected} != expected:
             raise _damaged(directory, f"array {name}: expected {expected}, got {entry}")
         file, sha256 = entry.get("file"), entry.get("sha256")
@@ -159,15 +176,15 @@ def _parse(directory: Path, text: bytes) -> tuple[Counts, dict[str, dict[str, An
     return counts, entries
 
 
-def _map(directory: Path, name: str, entry: dict[str, Any], verify: bool) -> np.ndarray:
-    dtype = np.dtype(DTYPES[name])
-    (length,) = entry["shape"]
+def _map(directory: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+    dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
+    n_bytes = math.prod(shape) * dtype.itemsize
     with open(directory / entry["file"], "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size != length * dtype.itemsize:
-            raise _damaged(directory, f"{entry['file']}: expected {length * dtype.itemsize} bytes, got {size}")
+        if size != n_bytes:
+            raise _damaged(directory, f"{entry['file']}: expected {n_bytes} bytes, got {size}")
         # An empty file cannot be mapped.
-        array = np.asarray(np.memmap(file, dtype, "r", shape=(length,))) if length else np.zeros(0, dtype)
+        array = np.asarray(np.memmap(file, dtype, "r", shape=tuple(shape))) if n_bytes else np.zeros(shape, dtype)
     if verify and _sha256(array) != entry["sha256"]:
         raise _damaged(directory, f"{entry['file']} does not match its checksum")
     return array.astype(dtype.newbyteorder("="), copy=False)
@@ -192,7 +209,7 @@ def _refuse_foreign(target: Path) -> None:
 def _stage(staging: Path, counts: Counts, arrays: Mapping[str, np.ndarray]) -> None:
     """Write every file and the manifest, and wait until the disk has them."""
     entries = {}
-    for name, dtype in DTYPES.items():
+    for name, (dtype, _) in counts.arrays().items():
         array = np.ascontiguousarray(arrays[name], dtype)
         sha256 = _sha256(array)
         file = f"{name}-{sha256[:16]}.bin"
@@ -205,7 +222,7 @@ def _stage(staging: Path, counts: Counts, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return array.view(np.uint8).data
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -51,7 +51,7 @@ def opened(path: Path) -> sk.SparseIndex:
 def assert_tidy(path: Path) -> None:
     """Nothing but one index: its files, and nothing beside it."""
     names = sorted(re.sub("-.*", "", name) for name in os.listdir(path))
-    assert names == sorted([*index_files.DTYPES, "manifest.json", "writer.lock"])
+    assert names == sorted([*index_files.ARRAYS, "manifest.json", "writer.lock"])
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -278,11 +278,12 @@ def test_the_disk_has_the_data_before_the_manifest_names_it(tmp_path: Path, monk
     monkeypatch.setattr(os, "rename", move("rename"))
     monkeypatch.setattr(os, "replace", move("replace"))
     NEW.save(path)
-    staged = [f"sync {name}" for name in (*index_files.DTYPES, "manifest", "")]
-    moved = sorted(f"move {name}" for name in index_files.DTYPES)
-    assert steps[:6] == staged
-    assert sorted(steps[6:10]) == moved
-    assert steps[10:] == ["sync index", "move manifest", "sync index"]
+    staged = [f"sync {name}" for name in (*index_files.ARRAYS, "manifest", "")]
+    moved = sorted(f"move {name}" for name in index_files.ARRAYS)
+    n = len(staged)
+    assert steps[:n] == staged
+    assert sorted(steps[n : 2 * n - 2]) == moved
+    assert steps[2 * n - 2 :] == ["sync index", "move manifest", "sync index"]
 
 
 def test_a_file_size_limit_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +378,7 @@ def test_any_damage_to_the_manifest_is_found(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, **fields: Any) -> None:
-    """Change fields of the manifest ("weights__dtype" is a field of an array) and give it a right checksum."""
+    """Change fields of the manifest ("row_weights__dtype" is a field of an array) and give it a right checksum."""
     manifest = json.loads((path / "manifest.json").read_text())
     for key, value in fields.items():
         name, _, field = key.partition("__")
@@ -390,22 +391,27 @@ def rewrite(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 2}, "of version 1, but .* has version 2: rebuild it, or use"),
-        ({"version": None}, "of version 1, but .* has version None"),
+        ({"version": 1}, "of version 2, but .* has version 1: rebuild it, or use"),
+        ({"version": None}, "of version 2, but .* has version None"),
         ({"documents": 299}, "array ids: expected .*'shape': .299"),
         ({"documents": -1}, "has the counts"),
         ({"documents": 300.0}, "has the counts"),
         ({"postings": 10**30}, "has the counts"),
         ({"vocab_size": True}, "has the counts"),
-        ({"vocab_size": 51}, "array offsets: expected .*'shape': .52"),
-        ({"arrays": {}}, "does not list the arrays ids, offsets, documents, weights"),
-        ({"weights__dtype": "<f8"}, "array weights: expected"),
-        ({"weights__shape": [1]}, "array weights: expected"),
-        ({"weights__file": "../../etc/passwd"}, "array weights: its file or sha256 is not a name"),
-        ({"weights__file": 3}, "array weights: its file or sha256 is not a name"),
-        ({"weights__sha256": None}, "array weights: its file or sha256 is not a name"),
+        ({"vocab_size": 51}, "array term_starts: expected .*'shape': .52"),
+        ({"compact": 2}, "has the counts"),
+        ({"compact": 1}, "array row_weights: expected .*'dtype': '<f2'"),
+        ({"arrays": {}}, "does not list the arrays ids, row_starts, row_terms, "),
+        ({"row_weights__dtype": "<f8"}, "array row_weights: expected"),
+        ({"row_weights__shape": [1]}, "array row_weights: expected"),
+        ({"row_weights__file": "../../etc/passwd"}, "array row_weights: its file or sha256 is not a name"),
+        ({"row_weights__file": 3}, "array row_weights: its file or sha256 is not a name"),
+        ({"row_weights__sha256": None}, "array row_weights: its file or sha256 is not a name"),
         ({"ids__file": "ids-0123456789abcdef.bin"}, "ids-0123456789abcdef.bin is missing"),
-        ({"vocab_size": 49, "offsets__shape": [50]}, "expected 400 bytes, got 408"),
+        (
+            {"vocab_size": 49, "term_starts__shape": [50], "segments__shape": [49, 2], "units__shape": [49]},
+            "expected 400 bytes, got 408",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -415,7 +421,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: d
         sk.SparseIndex.open(tmp_path / "index")
 
 
-@pytest.mark.parametrize("name", index_files.DTYPES)
+@pytest.mark.parametrize("name", index_files.ARRAYS)
 def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "index"
     N = len(OLD)
@@ -443,7 +449,7 @@ def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
         found: list[torch.Tensor] = []
         error = error_of(lambda: found.append(sk.SparseIndex.open(path).search(QUERIES, 400)[1]))  # noqa: B023
         if error:
-            assert name == "offsets"
-            assert re.search("expected offsets (from|that never descend)", str(error))
+            assert name in ("term_starts", "units")
+            assert re.search("expected (term_starts (from|that never descend)|finite units)", str(error))
         elif name != "ids":
             assert set(found[0].ravel().tolist()) <= {-1, *range(1, N + 1)}

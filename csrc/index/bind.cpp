@@ -3,92 +3,147 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
+#include <string>
+#include <vector>
 
-#include "engine.h"
+#include "build.h"
+#include "search.h"
 
 namespace py = pybind11;
 
 namespace {
 
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
-template <class T>
 using Converted = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-stair::Rows make_rows(const Converted<int64_t>& starts, const Converted<int64_t>& terms,
-                      const Converted<float>& weights, int64_t vocab_size, bool padded) {
+template <class Term>
+stair::Rows make_rows(const Converted<int64_t>& starts, const Converted<Term>& terms, const Converted<float>& weights,
+                      int64_t vocab_size, bool padded) {
   if (starts.size() < 1 || terms.size() != weights.size()) {
-    throw std::invalid_argument("expected n_rows + 1 row pointers and as many indices as weights, got " +
-                                std::to_string(starts.size()) + ", " + std::to_string(terms.size()) + " and " +
-                                std::to_string(weights.size()));
+    stair::fail("expected n_rows + 1 row pointers and as many indices as weights, got ", starts.size(), ", ",
+                terms.size(), " and ", weights.size());
   }
-  stair::RowsView view{starts.data(), terms.data(), weights.data(), starts.size() - 1,
-                       terms.size(),  vocab_size,   padded};
+  stair::RowsView<Term> view{starts.data(), terms.data(), weights.data(), starts.size() - 1,
+                             terms.size(),  vocab_size,   padded};
   py::gil_scoped_release release;
   return stair::Rows(view);
 }
 
-py::tuple invert(const stair::Rows& rows, const Converted<int64_t>& order) {
-  if (order.size() != rows.size()) throw std::invalid_argument("order: expected one entry per row");
+stair::Rows rows_of(const Converted<int64_t>& starts, const py::array& terms, const Converted<float>& weights,
+                    int64_t vocab_size, bool padded) {
+  if (terms.dtype().is(py::dtype::of<int32_t>())) return make_rows<int32_t>(starts, terms, weights, vocab_size, padded);
+  return make_rows<int64_t>(starts, terms, weights, vocab_size, padded);
+}
+
+py::dtype half() { return py::dtype("float16"); }
+
+py::dict build(const stair::Rows& rows, const Converted<int64_t>& order, bool compact) {
+  if (order.size() != rows.size()) stair::fail("order: expected one entry per row");
   for (py::ssize_t i = 0; i < order.size(); i++) {
-    if (order.data()[i] < 0 || order.data()[i] >= rows.size()) {
-      throw std::invalid_argument("order: expected row numbers");
-    }
+    if (order.data()[i] < 0 || order.data()[i] >= rows.size()) stair::fail("order: expected row numbers");
   }
-  Array<int64_t> offsets(rows.vocab_size + 1);
-  Array<int32_t> documents(static_cast<py::ssize_t>(rows.terms.size()));
-  Array<float> weights(static_cast<py::ssize_t>(rows.terms.size()));
+  const py::ssize_t N = rows.size(), V = rows.vocab_size, P = static_cast<py::ssize_t>(rows.terms.size());
+  const bool wide = V > stair::kNarrowTerms;
+  py::array_t<int64_t> row_starts(N + 1), term_starts(V + 1);
+  py::array row_terms(wide ? py::dtype::of<int32_t>() : py::dtype::of<uint16_t>(), P);
+  py::array row_weights(compact ? half() : py::dtype::of<float>(), P);
+  py::array_t<uint32_t> segments({V, static_cast<py::ssize_t>(stair::count_ranges(N) + 1)});
+  py::array_t<uint16_t> documents(P);
+  py::array_t<uint8_t> codes(P);
+  py::array_t<float> units(V);
+  const stair::NewLayout out{
+      row_starts.mutable_data(),  row_terms.mutable_data(), row_weights.mutable_data(), compact,
+      term_starts.mutable_data(), segments.mutable_data(),  documents.mutable_data(),   codes.mutable_data(),
+      units.mutable_data()};
   {
     const int64_t* order_data = order.data();
-    int64_t* offsets_data = offsets.mutable_data();
-    int32_t* documents_data = documents.mutable_data();
-    float* weights_data = weights.mutable_data();
     py::gil_scoped_release release;
-    stair::invert(rows, order_data, offsets_data, documents_data, weights_data);
+    stair::build(rows, order_data, out);
   }
-  return py::make_tuple(offsets, documents, weights);
+  using namespace py::literals;
+  return py::dict("row_starts"_a = row_starts, "row_terms"_a = row_terms, "row_weights"_a = row_weights,
+                  "term_starts"_a = term_starts, "segments"_a = segments, "documents"_a = documents, "codes"_a = codes,
+                  "units"_a = units);
 }
 
-stair::Index make_index(const Array<int64_t>& ids, const Array<int64_t>& offsets, const Array<int32_t>& documents,
-                        const Array<float>& weights) {
-  if (offsets.size() < 1 || documents.size() != weights.size()) {
-    throw std::invalid_argument("expected V + 1 offsets and as many documents as weights");
-  }
-  return stair::Index(ids.data(), ids.size(), offsets.data(), offsets.size() - 1, documents.data(), weights.data(),
-                      weights.size());
-}
+// The engine, and the arrays that it points into.
+class BoundIndex {
+ public:
+  explicit BoundIndex(const py::dict& arrays) : arrays_(arrays), index_(layout_of(arrays)) {}
 
-py::tuple search(const stair::Index& index, const stair::Rows& queries, int64_t k, int64_t n_threads) {
-  if (queries.vocab_size != index.vocab_size() || k < 1 || n_threads < 1) {
-    throw std::invalid_argument("expected queries over the index's vocabulary, k >= 1 and n_threads >= 1");
+  py::tuple search(const stair::Rows& queries, int64_t k, int64_t n_threads) const {
+    if (queries.vocab_size != index_.layout().vocab_size || k < 1 || n_threads < 1) {
+      stair::fail("expected queries over the index's vocabulary, k >= 1 and n_threads >= 1");
+    }
+    py::array_t<float> scores({queries.size(), k});
+    py::array_t<int64_t> ids({queries.size(), k});
+    {
+      float* scores_data = scores.mutable_data();
+      int64_t* ids_data = ids.mutable_data();
+      py::gil_scoped_release release;
+      index_.search(queries, k, n_threads, scores_data, ids_data);
+    }
+    return py::make_tuple(scores, ids);
   }
-  Array<float> scores({queries.size(), k});
-  Array<int64_t> ids({queries.size(), k});
-  {
-    float* scores_data = scores.mutable_data();
-    int64_t* ids_data = ids.mutable_data();
-    py::gil_scoped_release release;
-    index.search(queries, k, n_threads, scores_data, ids_data);
+
+ private:
+  static py::array array(const py::dict& arrays, const char* name) {
+    if (!arrays.contains(name)) stair::fail("expected an array ", name);
+    return py::cast<py::array>(arrays[name]);
   }
-  return py::make_tuple(scores, ids);
-}
+
+  // The data of a contiguous array of this type and shape: never a copy.
+  static const void* data(const py::dict& arrays, const char* name, const py::dtype& dtype,
+                          const std::vector<py::ssize_t>& shape) {
+    const py::array found = array(arrays, name);
+    const std::vector<py::ssize_t> got(found.shape(), found.shape() + found.ndim());
+    if (got != shape || !found.dtype().equal(dtype) || !(found.flags() & py::array::c_style)) {
+      stair::fail(name, ": expected another type or shape");
+    }
+    return found.data();
+  }
+
+  template <class T>
+  static const T* data(const py::dict& arrays, const char* name, const std::vector<py::ssize_t>& shape) {
+    return static_cast<const T*>(data(arrays, name, py::dtype::of<T>(), shape));
+  }
+
+  static stair::Layout layout_of(const py::dict& arrays) {
+    const py::ssize_t N = array(arrays, "ids").size(), V = array(arrays, "units").size();
+    const py::ssize_t P = array(arrays, "codes").size(), R = stair::count_ranges(N);
+    stair::Layout layout{};
+    layout.n_documents = N, layout.vocab_size = V, layout.n_postings = P;
+    layout.ids = data<int64_t>(arrays, "ids", {N});
+    layout.row_starts = data<int64_t>(arrays, "row_starts", {N + 1});
+    layout.row_terms = layout.wide_terms() ? static_cast<const void*>(data<int32_t>(arrays, "row_terms", {P}))
+                                           : data<uint16_t>(arrays, "row_terms", {P});
+    layout.half_weights = array(arrays, "row_weights").dtype().equal(half());
+    layout.row_weights = data(arrays, "row_weights", layout.half_weights ? half() : py::dtype::of<float>(), {P});
+    layout.term_starts = data<int64_t>(arrays, "term_starts", {V + 1});
+    layout.segments = data<uint32_t>(arrays, "segments", {V, R + 1});
+    layout.documents = data<uint16_t>(arrays, "documents", {P});
+    layout.codes = data<uint8_t>(arrays, "codes", {P});
+    layout.units = data<float>(arrays, "units", {V});
+    return layout;
+  }
+
+  py::dict arrays_;
+  stair::Index index_;
+};
 
 }  // namespace
 
 PYBIND11_MODULE(_index, m) {
   m.doc() = "Exact top-k maximum inner product over inverted lists.";
+  m.attr("RANGE") = stair::kRange;
+  m.attr("NARROW_TERMS") = stair::kNarrowTerms;
   py::class_<stair::Rows>(m, "Rows")
-      .def(py::init(&make_rows), py::arg("starts"), py::arg("terms"), py::arg("weights"), py::arg("vocab_size"),
+      .def(py::init(&rows_of), py::arg("starts"), py::arg("terms"), py::arg("weights"), py::arg("vocab_size"),
            py::arg("padded"))
       .def_readonly("vocab_size", &stair::Rows::vocab_size)
       .def("__len__", &stair::Rows::size);
-  m.def("invert", &invert, py::arg("rows"), py::arg("order"));
-  // noconvert: the index points into the arrays that were passed, which keep_alive holds, never into a copy.
-  py::class_<stair::Index>(m, "Index")
-      .def(py::init(&make_index), py::arg("ids").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("documents").noconvert(), py::arg("weights").noconvert(), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 5>())
-      .def("search", &search, py::arg("queries"), py::arg("k"), py::arg("n_threads"));
+  m.def("build", &build, py::arg("rows"), py::arg("order"), py::arg("compact"));
+  py::class_<BoundIndex>(m, "Index")
+      .def(py::init<const py::dict&>(), py::arg("arrays"))
+      .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"));
 }

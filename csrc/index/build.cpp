@@ -1,0 +1,103 @@
+#include "build.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "half.h"
+#include "layout.h"
+
+namespace stair {
+namespace {
+
+constexpr int kTopCode = 255;
+
+// The least float32 u with 255 * u >= largest, in exact arithmetic (a double holds these products).
+float unit_of(float largest) {
+  float unit = largest / kTopCode;
+  while (static_cast<double>(unit) * kTopCode < largest) unit = std::nextafter(unit, HUGE_VALF);
+  return unit;
+}
+
+uint8_t code_of(float weight, float unit) {
+  int code = std::min(kTopCode, std::max(1, static_cast<int>(weight / unit)));
+  while (code > 1 && (code - 1) * static_cast<double>(unit) >= weight) code--;
+  while (code * static_cast<double>(unit) < weight) code++;
+  return static_cast<uint8_t>(code);
+}
+
+// term_starts and units.
+void count_terms(const Rows& rows, const NewLayout& out) {
+  std::fill(out.term_starts, out.term_starts + rows.vocab_size + 1, 0);
+  std::fill(out.units, out.units + rows.vocab_size, 0.0f);
+  for (size_t p = 0; p < rows.terms.size(); p++) {
+    const int32_t term = rows.terms[p];
+    out.term_starts[term + 1]++;
+    out.units[term] = std::max(out.units[term], rows.weights[p]);
+  }
+  for (int64_t term = 0; term < rows.vocab_size; term++) {
+    out.term_starts[term + 1] += out.term_starts[term];
+    if (out.units[term] > 0) out.units[term] = unit_of(out.units[term]);
+  }
+}
+
+template <class Term, class Convert>
+void copy_rows(const Rows& rows, const int64_t* order, int64_t* row_starts, Term* terms, Convert convert) {
+  int64_t to = 0;
+  for (int64_t document = 0; document < rows.size(); document++) {
+    row_starts[document] = to;
+    for (int64_t p = rows.starts[order[document]]; p < rows.starts[order[document] + 1]; p++, to++) {
+      terms[to] = static_cast<Term>(rows.terms[p]);
+      convert(to, rows.weights[p]);
+    }
+  }
+  row_starts[rows.size()] = to;
+}
+
+template <class Term>
+void copy_rows(const Rows& rows, const int64_t* order, const NewLayout& out) {
+  Term* terms = static_cast<Term*>(out.row_terms);
+  if (out.half_weights) {
+    uint16_t* weights = static_cast<uint16_t*>(out.row_weights);
+    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = half_of(weight); });
+  } else {
+    float* weights = static_cast<float*>(out.row_weights);
+    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = weight; });
+  }
+}
+
+// documents, codes and segments.
+void invert(const Rows& rows, const int64_t* order, const NewLayout& out) {
+  const int64_t V = rows.vocab_size, N = rows.size(), R = count_ranges(N);
+  std::vector<int64_t> next(out.term_starts, out.term_starts + V);
+  const auto start_range = [&](int64_t range) {
+    for (int64_t term = 0; term < V; term++) {
+      out.segments[term * (R + 1) + range] = static_cast<uint32_t>(next[term] - out.term_starts[term]);
+    }
+  };
+  for (int64_t document = 0; document < N; document++) {
+    if (document % kRange == 0) start_range(document / kRange);
+    for (int64_t p = rows.starts[order[document]]; p < rows.starts[order[document] + 1]; p++) {
+      const int32_t term = rows.terms[p];
+      const int64_t slot = next[term]++;
+      out.documents[slot] = static_cast<uint16_t>(document % kRange);
+      out.codes[slot] = code_of(rows.weights[p], out.units[term]);
+    }
+  }
+  start_range(R);
+}
+
+}  // namespace
+
+void build(const Rows& rows, const int64_t* order, const NewLayout& out) {
+  count_terms(rows, out);
+  if (rows.vocab_size > kNarrowTerms) {
+    copy_rows<int32_t>(rows, order, out);
+  } else {
+    copy_rows<uint16_t>(rows, order, out);
+  }
+  invert(rows, order, out);
+}
+
+}  // namespace stair

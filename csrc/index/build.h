@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+#include "rows.h"
+
+namespace stair {
+
+// The arrays of layout.h, to be filled.
+struct NewLayout {
+  int64_t* row_starts;
+  void* row_terms;
+  void* row_weights;
+  bool half_weights;
+  int64_t* term_starts;
+  uint32_t* segments;
+  uint16_t* documents;
+  uint8_t* codes;
+  float* units;
+};
+
+// Fills the arrays with the rows taken in `order`: document d is row order[d]. With half_weights every weight must be
+// a float16 number.
+void build(const Rows& rows, const int64_t* order, const NewLayout& out);
+
+}  // namespace stair

@@ -1,0 +1,24 @@
+#include "layout.h"
+
+#include <cmath>
+
+#include "rows.h"
+
+namespace stair {
+
+void Layout::check() const {
+  if (n_documents >= kMaxDocuments) fail("expected at most 2147483647 documents, got ", n_documents);
+  if (term_starts[0] != 0 || term_starts[vocab_size] != n_postings) {
+    fail("expected term_starts from 0 to ", n_postings, ", got ", term_starts[0], " to ", term_starts[vocab_size]);
+  }
+  for (int64_t term = 0; term < vocab_size; term++) {
+    if (term_starts[term + 1] < term_starts[term]) {
+      fail("expected term_starts that never descend, got ", term_starts[term], " then ", term_starts[term + 1]);
+    }
+    if (!(units[term] >= 0) || std::isinf(units[term])) {
+      fail("expected finite units >= 0, got ", units[term], " for term ", term);
+    }
+  }
+}
+
+}  // namespace stair

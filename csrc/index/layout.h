@@ -1,0 +1,47 @@
+// The arrays of an index: one layout for the CPU and the GPU, in memory and on disk.
+//
+// Documents are numbered 0 .. N-1 in the order of the index; a range is kRange consecutive documents, R = ceil(N /
+// kRange). Forward rows serve the exact score, postings (document, code) its upper bound: code * unit >= weight.
+#pragma once
+
+#include <cstdint>
+
+namespace stair {
+
+constexpr int64_t kRange = 16384;            // documents of a range: their 16-bit sums fill an L1
+constexpr int64_t kChunk = 1024;             // documents whose sums share one vector of maxima
+constexpr int64_t kGroup = 64;               // documents of one bit mask
+constexpr int64_t kBlock = 16;               // documents that share a maximum
+constexpr int64_t kNarrowTerms = 1 << 16;    // up to this vocabulary size, row_terms is uint16
+constexpr int64_t kMaxDocuments = 1u << 31;  // less one
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t count_ranges(int64_t n_documents) { return ceil_div(n_documents, kRange); }
+
+// Pointers into arrays that someone else owns. They may be memory-mapped and hold anything.
+struct Layout {
+  int64_t n_documents;  // N
+  int64_t vocab_size;   // V
+  int64_t n_postings;   // P
+
+  const int64_t* ids;         // [N] what search returns
+  const int64_t* row_starts;  // [N + 1]
+  const void* row_terms;      // [P] uint16, or int32 where V > kNarrowTerms; ascending within a row
+  const void* row_weights;    // [P] float32, or float16 in a compact index
+  bool half_weights;
+
+  const int64_t* term_starts;  // [V + 1] a term's postings, documents ascending
+  const uint32_t* segments;    // [V, R + 1] where each range starts, counted from term_starts
+  const uint16_t* documents;   // [P] document % kRange
+  const uint8_t* codes;        // [P] the least c in 1 .. 255 with c * units[t] >= weight
+  const float* units;          // [V] the largest weight of a term / 255, rounded up
+
+  bool wide_terms() const { return vocab_size > kNarrowTerms; }
+
+  // Throws std::invalid_argument unless term_starts run from 0 to P and never descend, and units are finite and >= 0.
+  // That is all that memory safety needs beyond the bounds which the search itself keeps: other damage gives wrong
+  // scores, never an access out of bounds.
+  void check() const;
+};
+
+}  // namespace stair

@@ -1,0 +1,31 @@
+// Exact top-k maximum inner product over sparse non-negative rows.
+//
+//   score[q, n] = sum over terms t ascending of query[q, t] * weight[n, t]
+//
+// every product and every sum rounded to float32 (no fused multiply-add), so a score has the same bits whatever the
+// number of threads, the way to find it and the instruction set. Build with -ffp-contract=off.
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+#include "rows.h"
+
+namespace stair {
+
+// Searches arrays that it does not own.
+class Index {
+ public:
+  explicit Index(const Layout& layout);  // throws as Layout::check does
+
+  // Writes scores [Q, k] descending and ids [Q, k], equal scores by lower id; documents whose score is 0 are left out
+  // and the rest of a row is -inf and -1. Query terms must be below vocab_size.
+  void search(const Rows& queries, int64_t k, int64_t n_threads, float* scores, int64_t* ids) const;
+
+  const Layout& layout() const { return layout_; }
+
+ private:
+  Layout layout_;
+};
+
+}  // namespace stair
