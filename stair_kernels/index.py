@@ -10,7 +10,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from stair_kernels import index_files
+from stair_kernels import index_files, index_gpu
 from stair_kernels.index_files import _index
 from stair_kernels.rows import SparseRows
 
@@ -33,6 +33,29 @@ class SparseIndex:
         self._counts = counts
         self._arrays = arrays
         self._engine = _index.Index(arrays)
+        self._tensors: dict[str, Tensor] | None = None  # the arrays on a GPU
+
+    def to(self, device: str | torch.device) -> SparseIndex:
+        """The index on a CUDA device, where `search` runs on it; or back on the CPU. Itself where it is there already.
+
+        Raises:
+            ValueError: for another kind of device.
+            RuntimeError: for a CUDA device without the CUDA library.
+        """
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device == self.device:
+            return self
+        index = SparseIndex(self._counts, self._arrays)
+        if device.type != "cpu":
+            index._tensors = index_gpu.on_device(self._arrays, device)
+        return index
+
+    @property
+    def device(self) -> torch.device:
+        """Where `search` runs."""
+        return torch.device("cpu") if self._tensors is None else self._tensors["units"].device
 
     @staticmethod
     def build(rows: Rows, ids: Any = None) -> SparseIndex:
@@ -83,19 +106,29 @@ class SparseIndex:
         index_files.write(path, self._counts, self._arrays)
 
     def search(self, queries: Rows, k: int, n_threads: int | None = None) -> tuple[Tensor, Tensor]:
-        """The k best documents for each query: (scores [Q, k] float32, ids [Q, k] int64), on the CPU.
+        """The k best documents for each query: (scores [Q, k] float32, ids [Q, k] int64), on the index's device.
+
+        On a GPU the results are the same to the bit, and the host does not wait for them. Nobody can raise an error for
+        what only the device knows: a query with a weight that is negative or not finite, or with a term twice, has
+        scores NaN and ids -1 there.
 
         Args:
-            queries: Q rows over the index's vocabulary, of any type and with any weights that `build` takes.
-            k: results a query, at least 1; a query with fewer matches is padded with score -inf and id -1.
-            n_threads: threads over which the queries are spread; `torch.get_num_threads()` when None.
+            queries: Q rows over the index's vocabulary, of any type and with any weights that `build` takes; for an
+                index on a GPU SparseRows there, of at most 1,024 slots.
+            k: results a query, at least 1, on a GPU at most 2,048; a query with fewer matches is padded with score -inf
+                and id -1.
+            n_threads: threads over which the queries are spread; `torch.get_num_threads()` when None. CPU only.
 
         Raises:
-            ValueError: on bad queries, another vocabulary size, k < 1 or n_threads < 1.
+            ValueError: on bad queries, another vocabulary size or device, k < 1 or n_threads < 1.
         """
         for name, number in (("k", k), ("n_threads", n_threads)):
             if (number is not None or name == "k") and (not isinstance(number, (int, np.integer)) or number < 1):
                 raise ValueError(f"{name}: expected an integer >= 1, got {number!r}")
+        if self._tensors is not None:
+            if n_threads is not None:
+                raise ValueError(f"n_threads: expected None for an index on {self.device}, got {n_threads}")
+            return index_gpu.search(self._tensors, queries, k)
         rows = _checked_rows(queries, "queries")
         if rows.vocab_size != self.vocab_size:
             raise ValueError(f"queries: expected vocab_size {self.vocab_size} like the index, got {rows.vocab_size}")
