@@ -59,7 +59,7 @@ def test_types_of_the_rows(V: int, half: bool) -> None:
 @on_gpu
 def test_later_groups_know_the_best_so_far() -> None:
     """So many queries that a launch takes one range, then two, then the last: good documents everywhere."""
-    N, V, Q, k = 3 * RANGE + 50, 30, 400, 4
+    N, V, Q, k = 3 * RANGE + 50, 30, 160, 4
     rows = documents("words", N, V, 1)
     indices = torch.arange(Q)[:, None].int() % V
     queries = indices, torch.rand(Q, 1) + 0.5
@@ -83,7 +83,9 @@ def test_a_query_that_cannot_be_refused_is_poisoned(bad: float | str) -> None:
     if isinstance(bad, float):
         queries[1][0, 4] = bad
     else:
-        queries[0][0, 3:6] = torch.tensor({"twice": [20, 21, 21], "descending": [21, 22, 20], "hole": [21, -1, 22]}[bad])
+        queries[0][0, 3:6] = torch.tensor(
+            {"twice": [20, 21, 21], "descending": [21, 22, 20], "hole": [21, -1, 22]}[bad]
+        )
     scores, ids = searched(arrays_of(rows), queries, 20)
     assert scores[0].isnan().all()
     assert (ids[0] == -1).all()
@@ -157,7 +159,11 @@ def test_bad_input_to_an_index_on_a_gpu() -> None:
     cases = [
         (queries.to_dense(), 5, "queries: expected SparseRows for an index on cpu, got Tensor"),
         (queries.to("meta"), 5, "queries: expected device cpu like the index, got meta"),
-        (SparseRows(queries.values, queries.indices, None, 21), 5, "queries: expected vocab_size 20 like the index, got 21"),
+        (
+            SparseRows(queries.values, queries.indices, None, 21),
+            5,
+            "queries: expected vocab_size 20 like the index, got 21",
+        ),
         (queries, 2049, "k: expected at most 2048 on a GPU, got 2049"),
         (
             SparseRows(torch.zeros(1, 1025), torch.full((1, 1025), -1).int(), None, 20),

@@ -94,19 +94,42 @@ __device__ __forceinline__ int count_up_to(const int* list, int n, int value) {
   return begin;
 }
 
+// A piece in two words, for a warp to pass round: its first posting, in units of kAligned, and what of it is the
+// list's, begin <= i < end of its 64, with the list's factor.
+struct Piece {
+  uint32_t first, packed;
+
+  __device__ int begin() const { return packed & 31; }
+  __device__ int end() const { return packed >> 5 & 127; }
+  __device__ uint32_t factor() const { return packed >> 12; }
+};
+constexpr int64_t kMostPostings = int64_t(kAligned) << 32;
+
+// Piece `number` of the run; one past it has no postings.
+__device__ __forceinline__ Piece find_piece(const Segment* segments, const int* ends, const uint32_t* factors, int n,
+                                            int number) {
+  if (number >= ends[n - 1]) return {0, 0};
+  const int j = count_up_to(ends, n, number);
+  const Segment segment = segments[j];
+  const uint32_t at = uint32_t(number) * kPiece, begin = segment.begin > at ? segment.begin - at : 0;
+  const uint32_t end = min(segment.end - at, uint32_t(kPiece));
+  return {uint32_t((segment.base + at) / kAligned), begin | end << 5 | factors[j] << 12};
+}
+
 struct Pair {
   uint32_t documents, codes;
 };
 
-// The postings i and i + 1 of a segment, i even.
-__device__ __forceinline__ Pair load_pair(const Postings& postings, const Segment& segment, uint32_t i) {
-  if (i + 1 < segment.begin || i >= segment.end) return {0, 0};
-  const int64_t at = segment.base + i;
+// The lane's two postings of a piece.
+__device__ __forceinline__ Pair load_pair(const Postings& postings, const Piece& piece) {
+  const int i = threadIdx.x % 32 * 2;
+  if (i + 1 < piece.begin() || i >= piece.end()) return {0, 0};
+  const int64_t at = int64_t(piece.first) * kAligned + i;
   if (at + 1 == postings.count) return {__ldg(postings.documents + at), __ldg(postings.codes + at)};
   Pair pair = {__ldg(reinterpret_cast<const uint32_t*>(postings.documents + at)),
                __ldg(reinterpret_cast<const uint16_t*>(postings.codes + at))};
-  if (i < segment.begin) pair.codes &= 0xff00;
-  if (i + 1 >= segment.end) pair.codes &= 0x00ff;
+  if (i < piece.begin()) pair.codes &= 0xff00;
+  if (i + 1 >= piece.end()) pair.codes &= 0x00ff;
   return pair;
 }
 
@@ -115,25 +138,24 @@ __device__ __forceinline__ void add_posting(uint32_t* sums, uint32_t document, u
   if (code) atomicAdd(&sums[document % kRange / 2], added(code, factor) << document % 2 * 16);
 }
 
-// Adds all pieces. A lane looks up the segment of one piece in 32; then the warp goes through these.
+// Adds all pieces. A warp looks 32 of them up at a time, a lane each.
 __device__ void add_pieces(uint32_t* sums, const Postings& postings, const Segment* segments, const int* ends,
                            const uint32_t* factors, int n) {
   const int lane = threadIdx.x % 32, pieces = ends[n - 1];
   for (int first = threadIdx.x / 32; first < pieces; first += 32 * kWarps) {
-    const int looked_up = count_up_to(ends, n, min(first + lane * kWarps, pieces - 1));
+    const Piece mine = find_piece(segments, ends, factors, n, first + lane * kWarps);
     for (int next = 0; next < 32 && first + next * kWarps < pieces; next += kInFlight) {
+      Piece piece[kInFlight];
       Pair pair[kInFlight];
-      uint32_t factor[kInFlight];
 #pragma unroll
       for (int l = 0; l < kInFlight; ++l) {
-        const int piece = first + (next + l) * kWarps, j = __shfl_sync(kAllLanes, looked_up, next + l);
-        pair[l] = piece < pieces ? load_pair(postings, segments[j], uint32_t(piece * kPiece + 2 * lane)) : Pair{0, 0};
-        factor[l] = factors[j];
+        piece[l] = {__shfl_sync(kAllLanes, mine.first, next + l), __shfl_sync(kAllLanes, mine.packed, next + l)};
+        pair[l] = load_pair(postings, piece[l]);
       }
 #pragma unroll
       for (int l = 0; l < kInFlight; ++l) {
-        add_posting(sums, pair[l].documents & 0xffff, pair[l].codes & 0xff, factor[l]);
-        add_posting(sums, pair[l].documents >> 16, pair[l].codes >> 8, factor[l]);
+        add_posting(sums, pair[l].documents & 0xffff, pair[l].codes & 0xff, piece[l].factor());
+        add_posting(sums, pair[l].documents >> 16, pair[l].codes >> 8, piece[l].factor());
       }
     }
   }

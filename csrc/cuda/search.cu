@@ -147,9 +147,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   STAIR_SHARED(shared, Selection::Shared);
   auto* entries = reinterpret_cast<uint64_t*>(sums + kWords);
   const int64_t q = blockIdx.x, range = first_range + blockIdx.y;
-  const Plan plan = plans[q];
+  const Plan& plan = plans[q];
   const Query query(entries + capacity, K, plan.terms);
-  found += (q * gridDim.y + blockIdx.y) * k;
   int candidates = 0;
   if (load_query(query, sums, terms + q * K, postings, range)) {
     add_pieces(sums, postings, query.segments, query.ends, query.factors, query.n);
@@ -169,6 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     selection.offer<1>(mine > worst && selection.passes(mine), [&](int) { return mine; });
   }
   const int kept = selection.finish();
+  found += (q * gridDim.y + blockIdx.y) * k;
   for (int j = threadIdx.x; j < k; j += kThreads) found[j] = j < kept ? entries[j] : kNoEntry;
 }
 
@@ -237,6 +237,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& indices, const Tensor& values, c
   const int64_t ranges = (N + kRange - 1) / kRange;
   STAIR_CHECK(k >= 1 && k <= kMaxKept, "search: k: expected 1 to ", kMaxKept, " results of a query on a GPU, got ", k);
   STAIR_CHECK(K <= kMostTerms, "search: queries: expected at most ", kMostTerms, " slots on a GPU, got ", K);
+  STAIR_CHECK(P < kMostPostings, "search: documents: expected fewer than ", kMostPostings, " postings, got ", P);
   const bool wide = row_terms.scalar_type() == ScalarType::Int, half = row_weights.scalar_type() == ScalarType::Half;
   const Postings postings = {data_of<int64_t>("term_starts", term_starts, ScalarType::Long, V + 1),
                              data_of<uint32_t>("segments", segments, ScalarType::UInt32, V * (ranges + 1)),
