@@ -34,7 +34,7 @@ def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
     return {name: torch.tensor(np.asarray(arrays[name]), device=device) for name in index_files.ARRAYS}
 
 
-def search(arrays: Mapping[str, Tensor], queries: SparseRows, k: int) -> tuple[Tensor, Tensor]:
+def search(arrays: Mapping[str, Tensor], queries: object, k: int) -> tuple[Tensor, Tensor]:
     """SparseIndex.search where the arrays are: scores [Q, k] float32, ids [Q, k] int64; does not wait for the device.
 
     Raises:

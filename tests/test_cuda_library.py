@@ -7,11 +7,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cuda_library import LIBRARY, built, cuobjdump, program, run
+from far import holes
 from heads import same_rows
 from ptx.traffic import measured
 from test_vocab_topk_gpu import expected, make_saved
@@ -197,6 +199,18 @@ def test_topk_from_its_ptx(B: int, V: int, k: int, dtype: torch.dtype, order: st
     given = [dense, V, 4096 * 2, kept, 1024, k, None, values, indices]
     run(program("topk_rows", TYPES[dtype]), "QqqiiqQQQ", given, (B,), 8 * 1024, order)
     same_rows(sk.SparseRows(values, indices, None, V), reference.topk(dense, k))
+
+
+def test_topk_of_rows_past_2_to_the_31(tmp_path: Path) -> None:
+    """B * V: the last block reads there."""
+    V, k = 8192, 20
+    B = 2**31 // V + 2
+    dense = holes(tmp_path, B, V, dtype=torch.float32)
+    dense[-1] = torch.randn(V)
+    values, indices = torch.full((B, k), torch.nan), torch.full((B, k), -7, dtype=torch.int32)
+    given = [dense, V, V, k, 1024, k, None, values, indices]
+    run(program("topk_rows", "f"), "QqqiiqQQQ", given, (B,), 8192, "lockstep", first_block=B - 1)
+    same_rows(sk.SparseRows(values[-1:], indices[-1:], None, V), reference.topk(dense[-1:], k))
 
 
 def test_topk_of_parts_from_its_ptx() -> None:

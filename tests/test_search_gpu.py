@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from search_cases import HAS_KERNEL, RANGE, arrays_of, best_of, csr_of, documents, make_queries, on_gpu, searched
+from search_cases import HAS_KERNEL, RANGE, Csr, arrays_of, best_of, csr_of, documents, make_queries, on_gpu, searched
 from torch import Tensor
 
 from stair_kernels import SparseIndex, SparseRows, cuda, index_gpu
@@ -26,14 +26,17 @@ def same(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> bool:
         (0, 5, 1, 2, 3, 4, "words"),
         (1, 1, 1, 2, 1, 1, "words"),
         (5, 300, 4, 3, 70, 9, "words"),  # k > N, more terms than lanes
+        (66, 5, 1, 2, 5, 100, "words"),  # no posting may be missed: all documents of one term each
+        (1500, 600, 1, 1, 600, 2000, "words"),  # the same, with more pieces than the warps look up at a time
         (700, 40, 5, 3, 40, 10, "ties"),
+        (RANGE, 1, 1, 1, 1, 100, "ties"),  # more candidates than there is room for, of one score
         (RANGE - 1, 50, 3, 2, 9, 10, "words"),
         (RANGE, 2000, 2, 2, 300, 3, "words"),  # more terms than threads
         (RANGE + 1, 9, 1, 2, 1, 5, "one term"),  # a term in all documents, the last of them alone in its range
         (2 * RANGE + 7, 40, 2, 2, 7, 100, "ties"),
         (5000, 3, 2, 2, 3, 2048, "ties"),
         (900, 70, 5, 3, 20, 300, "tiny"),  # scores that are subnormal, or 0
-        (900, 70, 5, 3, 20, 300, "huge"),  # scores that are infinite
+        (900, 70, 5, 3, 20, 10, "huge"),  # scores that are infinite
     ],
 )
 def test_shapes_that_break(N: int, V: int, M: int, Q: int, K: int, k: int, kind: str) -> None:
@@ -64,6 +67,34 @@ def test_later_groups_know_the_best_so_far() -> None:
     indices = torch.arange(Q)[:, None].int() % V
     queries = indices, torch.rand(Q, 1) + 0.5
     assert same(searched(arrays_of(rows), queries, k), best_of(rows, queries, k))
+
+
+@on_gpu
+def test_bounds_do_not_rank() -> None:
+    """Codes of 101 for weights of 100.01 of a unit, and a better document with some of 100.0, 101.0 for the others."""
+    K, others = 60, 30
+    best, second, many = np.full(K, 255.0), np.full(K, 101.0), np.full((others, K), 100.01)
+    second[:50] = 100.0
+    rows = Csr(np.concatenate([many, second[None], best[None]]).astype(np.float32))
+    queries = torch.arange(K)[None].int(), torch.ones(1, K)
+    scores, ids = searched(arrays_of(rows), queries, 2)
+    assert ids.tolist() == [[others + 1, others]]
+    assert same((scores, ids), best_of(rows, queries, 2))
+
+
+@on_gpu
+def test_a_document_that_is_barely_better_in_a_later_group() -> None:
+    """By units of its weights' last places. Codes are 1, where a bound that is rounded down is a fifth too low."""
+    K, Q, k = 60, 160, 3
+    weights = np.full((5, K), np.float32(1))
+    weights[:2] -= np.float32(2**-24)
+    weights[2] = 255  # the best, which makes the units
+    N, places = RANGE + 9, [5, 9, 11, RANGE + 1, RANGE + 7]
+    rows = Csr((weights.ravel(), (np.repeat(places, K), np.tile(np.arange(K), 5))), shape=(N, K))
+    queries = torch.arange(K).int().expand(Q, K).contiguous(), torch.ones(Q, K)
+    scores, ids = searched(arrays_of(rows), queries, k)
+    assert (ids == torch.tensor([11, RANGE + 1, RANGE + 7])).all()
+    assert same((scores[:1], ids[:1]), best_of(rows, (queries[0][:1], queries[1][:1]), k))
 
 
 @on_gpu
@@ -118,6 +149,7 @@ def test_a_term_of_weight_0_alone_finds_nothing() -> None:
 def test_every_path_once(N: int, V: int, M: int, Q: int, K: int, k: int, kind: str) -> None:
     """Few launches, for ThreadSanitizer, which makes each take a second."""
     rows, queries = documents(kind, N, V, M), make_queries(kind, Q, V, K)
+    queries[1][0, 0] = 0  # the others move up
     assert same(searched(arrays_of(rows), queries, k), best_of(rows, queries, k))
 
 
@@ -149,7 +181,7 @@ def test_refused_sizes_are_named() -> None:
     wide = torch.full((1, 1025), -1, dtype=torch.int32), torch.zeros(1, 1025)
     with pytest.raises(RuntimeError, match="search: queries: expected at most 1024 slots on a GPU, got 1025"):
         searched(arrays, wide, 5)
-    with pytest.raises(RuntimeError, match="search: segments: expected .* at least 40 elements, got 39"):
+    with pytest.raises(RuntimeError, match=r"search: segments: expected .* at least 40 elements, got 39"):
         searched({**arrays, "segments": arrays["segments"].flatten()[1:].clone()}, queries, 5)
 
 

@@ -1,4 +1,4 @@
-"""Search as nvcc compiled it, from its PTX: results, bounds of memory, offsets past 2^31, and what its accesses cost."""
+"""Search as nvcc compiled it, from its PTX: results, bounds of memory, offsets past 2^31, what accesses cost."""
 
 from __future__ import annotations
 
@@ -90,6 +90,14 @@ def test_from_ptx_to_the_bit(N: int, V: int, M: int, K: int, k: int, kind: str, 
     for first in range(-(-N // RANGE)):
         launches.merge(launches.range(first)[0])
     assert all(map(torch.equal, launches.results(), best_of(rows, queries, k)))
+
+
+def test_a_last_posting_alone() -> None:
+    """An odd number of postings: nothing is read behind the last."""
+    rows, queries = documents("one term", 65, 3, 1), (torch.zeros(1, 1).int(), torch.ones(1, 1))
+    launches = Launches(arrays_of(rows), queries, 10)
+    launches.merge(launches.range(0)[0])
+    assert all(map(torch.equal, launches.results(), best_of(rows, queries, 10)))
 
 
 def far(tensor: Tensor, folder: Path, before: int) -> Tensor:
