@@ -20,7 +20,7 @@ import stair_kernels as sk
 
 HERE = Path(__file__).parent
 OPERATORS = ("vocab_pool", "vocab_topk", "topk", "sparse_dot", "flops", "stair_loss", "head_properties")
-TESTS = [str(HERE / f"test_{name}.py") for name in (*OPERATORS, "gpu")]
+TESTS = [str(HERE / f"test_{name}.py") for name in (*OPERATORS, "search_gpu", "gpu")]
 # Forward and backward of every operator that has a kernel on the device, in small.
 SANITIZED = [str(HERE / "test_gpu.py"), "-k", "same_bits_on_repeats"]
 # PyTorch's allocator would hide what lies past a tensor in one large allocation of its own.
