@@ -3,6 +3,9 @@
 import numpy as np
 
 RANGE: int
+CHUNK: int
+CHUNK_BLOCKS: int
+CHUNK_GROUPS: int
 NARROW_TERMS: int
 
 class Rows:
@@ -17,3 +20,4 @@ class Index:
     def search(self, queries: Rows, k: int, n_threads: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 def build(rows: Rows, order: np.ndarray, compact: bool) -> dict[str, np.ndarray]: ...
+def cluster(rows: Rows) -> np.ndarray: ...

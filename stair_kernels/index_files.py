@@ -42,7 +42,10 @@ FORMAT = "stair_kernels.SparseIndex"
 VERSION = 2
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
-ARRAYS = ("ids", "row_starts", "row_terms", "row_weights", "term_starts", "segments", "documents", "codes", "units")
+ARRAYS = (
+    *("ids", "row_starts", "row_terms", "row_weights", "term_starts", "segments", "documents", "codes", "units"),
+    *("frequent_terms", "frequent_means", "block_max", "groups"),
+)
 DATA_FILE = re.compile(rf"({'|'.join(ARRAYS)})-[0-9a-f]{{16}}\.bin")
 GRACE_S = 60.0  # a staging directory without data and this young may be about to be locked by its writer
 HINTS = {
@@ -60,11 +63,13 @@ class Counts(NamedTuple):
     documents: int
     vocab_size: int
     postings: int
+    frequent: int  # terms with block maxima
     compact: int  # 1: row_weights are float16
 
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The dtype and shape of each array."""
-        N, V, P = self.documents, self.vocab_size, self.postings
+        N, V, P, F = self.documents, self.vocab_size, self.postings, self.frequent
+        chunks = -(-N // _index.CHUNK)
         return {
             "ids": ("<i8", (N,)),
             "row_starts": ("<i8", (N + 1,)),
@@ -75,6 +80,10 @@ class Counts(NamedTuple):
             "documents": ("<u2", (P,)),
             "codes": ("|u1", (P,)),
             "units": ("<f4", (V,)),
+            "frequent_terms": ("<i4", (F,)),
+            "frequent_means": ("<f4", (F,)),
+            "block_max": ("|u1", (F, chunks * _index.CHUNK_BLOCKS)),
+            "groups": ("<u8", (F, chunks * _index.CHUNK_GROUPS, 2)),
         }
 
 

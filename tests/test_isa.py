@@ -72,6 +72,15 @@ def test_operators_on(isa: str) -> None:
     run_operator_tests(isa, PYTEST, "test")
 
 
+@pytest.mark.parametrize("isa", ["avx2", "generic"])
+def test_search_on(isa: str) -> None:
+    if lacks(isa):
+        pytest.skip(f"this CPU has no {isa}")
+    result = run(isa, "-c", PYTEST, "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_index_pruned.py"))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert " passed" in result.stdout
+
+
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> str:
     """tests/amx/emulator.cpp, compiled; LD_PRELOAD with it, after what is preloaded already (a sanitizer)."""

@@ -3,10 +3,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <string>
+#include <cstring>
 #include <vector>
 
 #include "build.h"
+#include "reorder.h"
 #include "search.h"
 
 namespace py = pybind11;
@@ -51,19 +52,47 @@ py::dict build(const stair::Rows& rows, const Converted<int64_t>& order, bool co
   py::array_t<uint16_t> documents(P);
   py::array_t<uint8_t> codes(P);
   py::array_t<float> units(V);
-  const stair::NewLayout out{
-      row_starts.mutable_data(),  row_terms.mutable_data(), row_weights.mutable_data(), compact,
-      term_starts.mutable_data(), segments.mutable_data(),  documents.mutable_data(),   codes.mutable_data(),
-      units.mutable_data()};
+  const std::vector<int32_t> frequent = stair::frequent_terms(rows, compact);
+  const py::ssize_t F = static_cast<py::ssize_t>(frequent.size()), chunks = stair::count_chunks(N);
+  py::array_t<int32_t> frequent_terms(F);
+  py::array_t<float> frequent_means(F);
+  py::array_t<uint8_t> block_max({F, chunks * stair::kChunkBlocks});
+  py::array_t<uint64_t> groups({F, chunks * stair::kChunkGroups, py::ssize_t{2}});
+  std::memset(block_max.mutable_data(), 0, block_max.nbytes());
+  std::memset(groups.mutable_data(), 0, groups.nbytes());
+  stair::NewLayout out{};
+  out.row_starts = row_starts.mutable_data();
+  out.row_terms = row_terms.mutable_data();
+  out.row_weights = row_weights.mutable_data();
+  out.half_weights = compact;
+  out.term_starts = term_starts.mutable_data();
+  out.segments = segments.mutable_data();
+  out.documents = documents.mutable_data();
+  out.codes = codes.mutable_data();
+  out.units = units.mutable_data();
+  out.frequent_terms = frequent_terms.mutable_data();
+  out.frequent_means = frequent_means.mutable_data();
+  out.block_max = block_max.mutable_data();
+  out.groups = reinterpret_cast<stair::Group*>(groups.mutable_data());
   {
     const int64_t* order_data = order.data();
     py::gil_scoped_release release;
-    stair::build(rows, order_data, out);
+    stair::build(rows, order_data, frequent, out);
   }
   using namespace py::literals;
   return py::dict("row_starts"_a = row_starts, "row_terms"_a = row_terms, "row_weights"_a = row_weights,
                   "term_starts"_a = term_starts, "segments"_a = segments, "documents"_a = documents, "codes"_a = codes,
-                  "units"_a = units);
+                  "units"_a = units, "frequent_terms"_a = frequent_terms, "frequent_means"_a = frequent_means,
+                  "block_max"_a = block_max, "groups"_a = groups);
+}
+
+py::array_t<int64_t> cluster(const stair::Rows& rows) {
+  std::vector<int64_t> order;
+  {
+    py::gil_scoped_release release;
+    order = stair::cluster(rows);
+  }
+  return py::array_t<int64_t>(static_cast<py::ssize_t>(order.size()), order.data());
 }
 
 // The engine, and the arrays that it points into.
@@ -71,7 +100,7 @@ class BoundIndex {
  public:
   explicit BoundIndex(const py::dict& arrays) : arrays_(arrays), index_(layout_of(arrays)) {}
 
-  py::tuple search(const stair::Rows& queries, int64_t k, int64_t n_threads) const {
+  py::tuple search(const stair::Rows& queries, int64_t k, int64_t n_threads) {
     if (queries.vocab_size != index_.layout().vocab_size || k < 1 || n_threads < 1) {
       stair::fail("expected queries over the index's vocabulary, k >= 1 and n_threads >= 1");
     }
@@ -124,6 +153,13 @@ class BoundIndex {
     layout.documents = data<uint16_t>(arrays, "documents", {P});
     layout.codes = data<uint8_t>(arrays, "codes", {P});
     layout.units = data<float>(arrays, "units", {V});
+    const py::ssize_t F = array(arrays, "frequent_terms").size(), chunks = stair::count_chunks(N);
+    layout.n_frequent = F;
+    layout.frequent_terms = data<int32_t>(arrays, "frequent_terms", {F});
+    layout.frequent_means = data<float>(arrays, "frequent_means", {F});
+    layout.block_max = data<uint8_t>(arrays, "block_max", {F, chunks * stair::kChunkBlocks});
+    layout.groups =
+        reinterpret_cast<const stair::Group*>(data<uint64_t>(arrays, "groups", {F, chunks * stair::kChunkGroups, 2}));
     return layout;
   }
 
@@ -136,6 +172,9 @@ class BoundIndex {
 PYBIND11_MODULE(_index, m) {
   m.doc() = "Exact top-k maximum inner product over inverted lists.";
   m.attr("RANGE") = stair::kRange;
+  m.attr("CHUNK") = stair::kChunk;
+  m.attr("CHUNK_BLOCKS") = stair::kChunkBlocks;
+  m.attr("CHUNK_GROUPS") = stair::kChunkGroups;
   m.attr("NARROW_TERMS") = stair::kNarrowTerms;
   py::class_<stair::Rows>(m, "Rows")
       .def(py::init(&rows_of), py::arg("starts"), py::arg("terms"), py::arg("weights"), py::arg("vocab_size"),
@@ -143,6 +182,7 @@ PYBIND11_MODULE(_index, m) {
       .def_readonly("vocab_size", &stair::Rows::vocab_size)
       .def("__len__", &stair::Rows::size);
   m.def("build", &build, py::arg("rows"), py::arg("order"), py::arg("compact"));
+  m.def("cluster", &cluster, py::arg("rows"));
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
       .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"));

@@ -12,6 +12,9 @@ namespace stair {
 namespace {
 
 constexpr int kTopCode = 255;
+// A term is frequent from every kRarity-th document on. Block maxima and groups take 20 bytes for 64 documents.
+constexpr int64_t kRarity = 64, kCompactRarity = 16;
+constexpr int64_t kFewDocuments = 1024;  // nothing to leave out
 
 // The least float32 u with 255 * u >= largest, in exact arithmetic (a double holds these products).
 float unit_of(float largest) {
@@ -88,9 +91,47 @@ void invert(const Rows& rows, const int64_t* order, const NewLayout& out) {
   start_range(R);
 }
 
+// block_max, groups and frequent_means of the i-th frequent term.
+void summarise(const Rows& rows, int32_t term, int64_t i, const NewLayout& out) {
+  const int64_t N = rows.size(), R = count_ranges(N), n_blocks = count_chunks(N) * kChunkBlocks;
+  uint8_t* block_max = out.block_max + i * n_blocks;
+  Group* groups = out.groups + i * count_chunks(N) * kChunkGroups;
+  const int64_t first = out.term_starts[term];
+  const uint32_t* segments = out.segments + term * (R + 1);
+  for (int64_t range = 0; range < R; range++) {
+    for (uint32_t p = segments[range]; p < segments[range + 1]; p++) {
+      const int64_t document = range * kRange + out.documents[first + p];
+      const uint8_t code = out.codes[first + p];
+      uint8_t& largest = block_max[document / kBlock];
+      largest = std::max(largest, code);
+      Group& group = groups[document / kGroup];
+      if (group.documents == 0) group.start = p;
+      group.documents |= uint64_t{1} << document % kGroup;
+      group.block_max[document % kGroup / kBlock] = largest;
+    }
+  }
+  int64_t total = 0;
+  for (int64_t b = 0; b < n_blocks; b++) total += block_max[b];
+  out.frequent_terms[i] = term;
+  out.frequent_means[i] = static_cast<float>(static_cast<double>(total) / static_cast<double>(ceil_div(N, kBlock)));
+}
+
 }  // namespace
 
-void build(const Rows& rows, const int64_t* order, const NewLayout& out) {
+std::vector<int32_t> frequent_terms(const Rows& rows, bool compact) {
+  if (rows.size() < kFewDocuments) return {};
+  std::vector<int64_t> counts(rows.vocab_size, 0);
+  for (const int32_t term : rows.terms) counts[term]++;
+  std::vector<int32_t> frequent;
+  for (int64_t term = 0; term < rows.vocab_size; term++) {
+    if (counts[term] * (compact ? kCompactRarity : kRarity) >= rows.size()) {
+      frequent.push_back(static_cast<int32_t>(term));
+    }
+  }
+  return frequent;
+}
+
+void build(const Rows& rows, const int64_t* order, const std::vector<int32_t>& frequent, const NewLayout& out) {
   count_terms(rows, out);
   if (rows.vocab_size > kNarrowTerms) {
     copy_rows<int32_t>(rows, order, out);
@@ -98,6 +139,7 @@ void build(const Rows& rows, const int64_t* order, const NewLayout& out) {
     copy_rows<uint16_t>(rows, order, out);
   }
   invert(rows, order, out);
+  for (size_t i = 0; i < frequent.size(); i++) summarise(rows, frequent[i], static_cast<int64_t>(i), out);
 }
 
 }  // namespace stair

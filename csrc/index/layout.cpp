@@ -19,6 +19,11 @@ void Layout::check() const {
       fail("expected finite units >= 0, got ", units[term], " for term ", term);
     }
   }
+  for (int64_t i = 0; i < n_frequent; i++) {
+    if (frequent_terms[i] <= (i > 0 ? frequent_terms[i - 1] : -1) || frequent_terms[i] >= vocab_size) {
+      fail("expected frequent_terms that ascend in [0, ", vocab_size, "), got ", frequent_terms[i]);
+    }
+  }
 }
 
 }  // namespace stair

@@ -8,15 +8,27 @@
 
 namespace stair {
 
-constexpr int64_t kRange = 16384;            // documents of a range: their 16-bit sums fill an L1
-constexpr int64_t kChunk = 1024;             // documents whose sums share one vector of maxima
-constexpr int64_t kGroup = 64;               // documents of one bit mask
-constexpr int64_t kBlock = 16;               // documents that share a maximum
+constexpr int64_t kRange = 16384;  // documents of a range: their 16-bit sums fill an L1
+constexpr int64_t kChunk = 1024;   // documents whose sums share one vector of maxima
+constexpr int64_t kGroup = 64;     // documents of one bit mask
+constexpr int64_t kBlock = 16;     // documents that share a maximum
+constexpr int64_t kChunkBlocks = kChunk / kBlock;
+constexpr int64_t kGroupBlocks = kGroup / kBlock;
+constexpr int64_t kChunkGroups = kChunk / kGroup;
 constexpr int64_t kNarrowTerms = 1 << 16;    // up to this vocabulary size, row_terms is uint16
 constexpr int64_t kMaxDocuments = 1u << 31;  // less one
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t count_chunks(int64_t n_documents) { return ceil_div(n_documents, kChunk); }
 inline int64_t count_ranges(int64_t n_documents) { return ceil_div(n_documents, kRange); }
+
+// 64 consecutive documents and what a frequent term has for them.
+struct Group {
+  uint64_t documents;  // bit i: the term has document 64 * g + i
+  uint32_t start;      // the first of these postings, counted from the term's first
+  uint8_t block_max[kGroup / kBlock];
+};
+static_assert(sizeof(Group) == 16);
 
 // Pointers into arrays that someone else owns. They may be memory-mapped and hold anything.
 struct Layout {
@@ -36,6 +48,14 @@ struct Layout {
   const uint8_t* codes;        // [P] the least c in 1 .. 255 with c * units[t] >= weight
   const float* units;          // [V] the largest weight of a term / 255, rounded up
 
+  // For terms of many documents, to leave whole groups out. Documents are filled up to a multiple of kChunk.
+  int64_t n_frequent;             // F
+  const int32_t* frequent_terms;  // [F] ascending
+  const float* frequent_means;    // [F] the mean of the term's block_max
+  const uint8_t* block_max;       // [F, chunks() * kChunkBlocks] the largest code among kBlock documents
+  const Group* groups;            // [F, chunks() * kChunkGroups]
+
+  int64_t chunks() const { return count_chunks(n_documents); }
   bool wide_terms() const { return vocab_size > kNarrowTerms; }
 
   // Throws std::invalid_argument unless term_starts run from 0 to P and never descend, and units are finite and >= 0.

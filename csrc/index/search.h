@@ -6,26 +6,32 @@
 // number of threads, the way to find it and the instruction set. Build with -ffp-contract=off.
 #pragma once
 
-#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
 
-#include "layout.h"
-#include "rows.h"
+#include "searcher.h"
 
 namespace stair {
 
-// Searches arrays that it does not own.
+// Searches arrays that it does not own, from any number of threads at once.
 class Index {
  public:
   explicit Index(const Layout& layout);  // throws as Layout::check does
 
   // Writes scores [Q, k] descending and ids [Q, k], equal scores by lower id; documents whose score is 0 are left out
   // and the rest of a row is -inf and -1. Query terms must be below vocab_size.
-  void search(const Rows& queries, int64_t k, int64_t n_threads, float* scores, int64_t* ids) const;
+  void search(const Rows& queries, int64_t k, int64_t n_threads, float* scores, int64_t* ids);
 
   const Layout& layout() const { return layout_; }
 
  private:
+  std::unique_ptr<Searcher> take_searcher();
+
   Layout layout_;
+  std::vector<TermInfo> infos_;  // [V]
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Searcher>> idle_;
 };
 
 }  // namespace stair

@@ -1,0 +1,137 @@
+"""Times exact search beside a plain C loop over inverted lists, one query at a time on one thread.
+
+    python bench/search.py                                     # 100,000 and 400,000 made-up documents
+    python bench/search.py --documents 100000 --seed 7 --queries 100
+
+Each kind of query is first answered by both and compared; a wrong answer ends the run with exit code 1. Then passes of
+the two alternate, and the median over the passes of a query's time counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from collection import make_collection
+from native import compiled_library
+
+import stair_kernels as sk
+from stair_kernels import _index
+
+ROOT = Path(__file__).resolve().parent.parent
+K = 10
+BATCH = 256
+
+
+class Yardstick:
+    """The C loop over the inverted lists of the documents."""
+
+    def __init__(self, documents: scipy.sparse.csr_matrix) -> None:
+        lists = documents.T.tocsr()
+        library = ctypes.CDLL(str(compiled_library(ROOT / "bench" / "taat.cpp", ROOT / "build" / "bench")))
+        self.search = library.term_at_a_time
+        self.arrays = [lists.indptr.astype(np.int64), lists.indices.astype(np.int32), lists.data.astype(np.float32)]
+        self.sums = np.zeros(documents.shape[0] + 16, np.float32)
+        self.ids, self.scores = np.zeros(K, np.int32), np.zeros(K, np.float32)
+
+    def call(self, query: scipy.sparse.csr_matrix) -> Any:
+        """A function of no arguments that answers the query into ids and scores."""
+        terms, weights = query.indices.astype(np.int32), query.data.astype(np.float32)
+        arrays = [*self.arrays, terms, weights]
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        N = len(self.sums) - 16
+        rest = [ctypes.c_void_p(self.ids.ctypes.data), ctypes.c_void_p(self.scores.ctypes.data)]
+        sums = ctypes.c_void_p(self.sums.ctypes.data)
+        size, count, k = (ctypes.c_int64(number) for number in (len(terms), N, K))
+
+        def run(arrays: list[np.ndarray] = arrays) -> None:  # holds what the pointers point to
+            self.search(*pointers, size, sums, count, k, *rest)
+
+        return run
+
+
+def compare(index: sk.SparseIndex, yardstick: Yardstick, queries: scipy.sparse.csr_matrix, kind: str) -> None:
+    scores, ids = (part.numpy() for part in index.search(queries, K))
+    for q in range(queries.shape[0]):
+        yardstick.call(queries[q])()
+        expected = np.where(yardstick.ids >= 0, yardstick.scores, -np.inf)
+        # The same products in the same order; the loop's compiler may fuse multiply-adds.
+        if not np.allclose(scores[q], expected, rtol=1e-5, atol=0) or ((ids[q] < 0) != (yardstick.ids < 0)).any():
+            sys.exit(f"{kind}: query {q} is wrong: {scores[q]} {ids[q]}, the C loop has {expected} {yardstick.ids}")
+
+
+def times_us(calls: list[list[Any]], passes: int) -> np.ndarray:
+    """[implementations, queries]: the median over passes that take turns."""
+    times = np.zeros((passes, len(calls), len(calls[0])))
+    for number in range(-1, passes):
+        for i, of_one in enumerate(calls):
+            for q, call in enumerate(of_one):
+                start = time.perf_counter()
+                call()
+                times[max(number, 0), i, q] = time.perf_counter() - start
+    return np.median(times, axis=0) * 1e6
+
+
+def batch_speedup(engine: Any, queries: scipy.sparse.csr_matrix, passes: int) -> float:
+    """How much faster a batch is on two threads than on one."""
+    batch = _rows(queries[np.resize(np.arange(queries.shape[0]), BATCH)])
+    calls = [[partial(engine.search, batch, K, n)] for n in (1, 2)]
+    one, two = times_us(calls, 2 * passes)[:, 0]
+    return float(one / two)
+
+
+def _rows(queries: scipy.sparse.csr_matrix) -> _index.Rows:
+    return _index.Rows(queries.indptr, queries.indices, queries.data, queries.shape[1], False)
+
+
+def run(N: int, options: argparse.Namespace) -> None:
+    documents, kinds = make_collection(N, options.queries, options.seed)
+    start = time.perf_counter()
+    index = sk.SparseIndex.build(documents, **options.build)
+    build_s = time.perf_counter() - start
+    stats = index.stats()
+    yardstick = Yardstick(documents)
+    print(
+        f"\n{N} documents, {documents.nnz / N:.0f} terms each; build {build_s:.2f} s "
+        f"({build_s * 1e5 / N:.2f} s per 100,000), {stats['bytes'] / stats['postings']:.2f} bytes a posting\n"
+    )
+    print("| queries | terms | postings | C loop, median us | ours, median us | ratio | ratio of means | least ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    counts = np.bincount(documents.indices, minlength=documents.shape[1])
+    for kind, queries in kinds.items():
+        compare(index, yardstick, queries, kind)
+        rows = [queries[q] for q in range(queries.shape[0])]
+        ours = [partial(index._engine.search, _rows(row), K, 1) for row in rows]
+        loop, own = times_us([[yardstick.call(row) for row in rows], ours], options.passes)
+        postings = counts[queries.indices].sum() / queries.shape[0]
+        print(
+            f"| {kind} | {queries.nnz / queries.shape[0]:.0f} | {postings:.0f} | {np.median(loop):.1f} | "
+            f"{np.median(own):.1f} | {np.median(loop) / np.median(own):.2f} | {loop.mean() / own.mean():.2f} | "
+            f"{(loop / own).min():.2f} |"
+        )
+    print(f"\nA batch of {BATCH} on 2 threads: {batch_speedup(index._engine, kinds['plain'], options.passes):.2f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="*", default=[100_000, 400_000])
+    parser.add_argument("--queries", type=int, default=200, help="of each kind")
+    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.build = {}
+    torch.set_num_threads(1)
+    for N in options.documents:
+        run(N, options)
+
+
+if __name__ == "__main__":
+    main()

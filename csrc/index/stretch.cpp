@@ -1,0 +1,193 @@
+// How a query is answered. Its terms are split: optional ones (frequent, of low weight), which alone lift no document
+// among the best, and the rest. Over a stretch of ranges:
+//
+//   1 every document's sum starts from its block's maxima of the optional terms; the other terms' postings are added.
+//     The sum bounds the score from above.
+//   2 some documents of large sums are scored: the k-th best of them is a first threshold.
+//   3 groups of 64 documents with a sum that reaches the threshold go through the optional terms, which replace their
+//     maxima by their codes, a few terms at a time; groups whose sums all fall below the threshold are dropped.
+//   4 the documents that are left are scored, largest sums first, until no sum reaches the k-th best score.
+//
+// Exact, because every sum is rounded up and the threshold down, and scores come from the forward rows.
+#include <algorithm>
+#include <functional>
+
+#include "searcher.h"
+
+namespace stair {
+namespace {
+
+constexpr int64_t kExpandRarity = 12;   // terms of at least every 12th document are added by groups
+constexpr int64_t kSeedLanes = 4;       // maxima above the first threshold, for each of k
+constexpr double kRemainderPart = 0.6;  // of the remainder that a document is expected not to get
+
+}  // namespace
+
+void Searcher::search_stretch(int64_t first_range, int64_t n_ranges) {
+  base_ = first_range * kRange;
+  std::fill(stripes_.begin(), stripes_.end(), 0);
+  for (size_t i = n_optional_; i < terms_.size(); i++) fetch_segment(terms_[i], first_range);
+  for (int64_t r = 0; r < n_ranges; r++) bound_range(first_range + r, r * kRange);
+  const int64_t n_chunks = count_chunks(std::min(n_ranges * kRange, layout_.n_documents - base_));
+  seed(n_chunks);
+  collect(n_chunks, least());
+  refine(n_chunks);
+  finish();
+}
+
+void Searcher::bound_range(int64_t range, int64_t offset) {
+  const int64_t size = std::min(kRange, layout_.n_documents - range * kRange), n_chunks = count_chunks(size);
+  const int64_t n_blocks = n_chunks * kChunkBlocks;
+  uint16_t* sums = sums_.data() + offset;
+  uint16_t* remainders = remainders_.data() + offset / kBlock;
+  if (n_optional_ == 0) {
+    std::fill(sums, sums + n_chunks * kChunk, 0);
+  } else {
+    // Sums of the optional terms are rounded down: 1 for each makes up for it.
+    kernels_.add_maxima(optional_.data(), n_optional_, range * (kRange / kBlock), n_blocks,
+                        static_cast<uint16_t>(n_optional_), remainders);
+    kernels_.spread(remainders, n_blocks, sums);
+  }
+  const bool more = (range + 1) * kRange < layout_.n_documents;
+  for (size_t i = n_optional_; i < terms_.size(); i++) {
+    if (more) fetch_segment(terms_[i], range + 1);
+    add_term(terms_[i], range, n_chunks * kChunkGroups, sums);
+  }
+  std::fill(sums + size, sums + n_chunks * kChunk, 0);
+  for (int64_t c = 0; c < n_chunks; c++) {
+    const int64_t chunk = offset / kChunk + c;
+    largest_[chunk] = kernels_.lane_maxima(sums + c * kChunk, maxima_.data() + chunk * kLanes,
+                                           stripes_.data() + chunk % kStripes * kLanes);
+  }
+}
+
+void Searcher::fetch_segment(const Term& term, int64_t range) const {
+  constexpr int64_t kMost = 512;  // the hardware follows a longer run by itself
+  const int64_t first = term.info.first + term.segments[range];
+  const int64_t end = std::min(first + kMost, term.info.first + term.segments[range + 1]);
+  fetch(layout_.documents + first, layout_.documents + end);
+  fetch(layout_.codes + first, layout_.codes + end);
+}
+
+void Searcher::add_term(const Term& term, int64_t range, int64_t n_groups, uint16_t* sums) {
+  const Codes codes{layout_.codes, layout_.n_postings};
+  if (kernels_.expands && term.info.slot >= 0 && term.info.count * kExpandRarity >= layout_.n_documents) {
+    kernels_.add_groups(frequent(term), range * (kRange / kGroup), n_groups, codes, sums);
+    return;
+  }
+  const int64_t end = std::min<int64_t>(term.segments[range + 1], term.info.count);
+  const int64_t first = std::min<int64_t>(term.segments[range], end);
+  kernels_.add_postings(layout_.documents + term.info.first + first, codes, term.info.first + first,
+                        std::min(end - first, kRange), term.step, scratch_.data(), sums);
+}
+
+// A sum that at least some multiple of k documents reach; 0 when there are too few documents.
+uint16_t Searcher::seed_threshold(int64_t n_chunks) {
+  const int64_t wanted = kSeedLanes * static_cast<int64_t>(std::min<size_t>(k_, kStretch));
+  int64_t n = n_chunks * kLanes;
+  if (wanted > n / 2) return 0;
+  if (wanted <= kStripes * kLanes / 2) {
+    n = kStripes * kLanes;
+    std::copy(stripes_.begin(), stripes_.end(), sample_.begin());
+  } else {
+    std::copy(maxima_.begin(), maxima_.begin() + n, sample_.begin());
+  }
+  std::nth_element(sample_.begin(), sample_.begin() + wanted - 1, sample_.begin() + n, std::greater<uint16_t>());
+  return sample_[wanted - 1];
+}
+
+void Searcher::collect(int64_t n_chunks, uint16_t least) {
+  live_ = {live_group_.data(), live_documents_.data(), 0};
+  for (int64_t c = 0; c < n_chunks; c++) {
+    if (largest_[c] < least) continue;
+    kernels_.collect(sums_.data() + c * kChunk, base_ / kGroup + c * kChunkGroups, least, live_);
+  }
+}
+
+void Searcher::seed(int64_t n_chunks) {
+  const uint16_t threshold = seed_threshold(n_chunks);
+  if (threshold == 0) return;
+  collect(n_chunks, std::max(threshold, least()));
+  candidates_.clear();
+  for (int64_t g = 0; g < live_.size; g++) {
+    const int64_t first = live_.group[g] * kGroup - base_;
+    for (uint64_t left = live_.documents[g]; left != 0; left &= left - 1) {
+      const uint32_t document = static_cast<uint32_t>(first + __builtin_ctzll(left));
+      const double remainder = n_optional_ > 0 ? remainders_[document / kBlock] : 0;
+      const double expected = sums_[document] - kRemainderPart * remainder;
+      candidates_.push_back({document, static_cast<uint16_t>(std::max(expected, 0.0))});
+    }
+  }
+  const size_t wanted = std::min(k_ + k_ / 3 + 1, candidates_.size());
+  const auto larger = [](const Candidate& a, const Candidate& b) {
+    return a.bound > b.bound || (a.bound == b.bound && a.document < b.document);
+  };
+  std::nth_element(candidates_.begin(), candidates_.begin() + wanted, candidates_.end(), larger);
+  for (size_t i = 0; i < wanted; i++) fetch(layout_.row_starts + base_ + candidates_[i].document);
+  for (size_t i = 0; i < wanted; i++) fetch_row(base_ + candidates_[i].document);
+  for (size_t i = 0; i < wanted; i++) {
+    offer(base_ + candidates_[i].document);
+    sums_[candidates_[i].document] = 0;  // done with
+  }
+}
+
+void Searcher::refine(int64_t n_chunks) {
+  const Codes codes{layout_.codes, layout_.n_postings};
+  for (int64_t i = 0; i < n_optional_ && live_.size > 0; i += kLevel) {
+    int64_t n_terms = std::min(kLevel, n_optional_ - i);
+    if (prefers_all(i, n_terms, n_chunks)) {
+      refine_all(i, n_terms, n_chunks);
+      n_terms = 0;  // only the comparison with the threshold is left to do
+    }
+    kernels_.refine(optional_.data() + i, n_terms, codes, least(), sums_.data(), base_ / kGroup, live_);
+  }
+}
+
+// Whether so many groups are live that all the postings of these terms are read faster. In cycles, as measured.
+bool Searcher::prefers_all(int64_t first, int64_t n_terms, int64_t n_chunks) const {
+  constexpr double kGroupCost = 9, kDocumentCost = 6, kPostingCost = 3, kSpreadCost = 6;
+  double live = kGroupCost * static_cast<double>(live_.size);
+  if (!kernels_.expands) {
+    int64_t documents = 0;
+    for (int64_t g = 0; g < live_.size; g++) documents += __builtin_popcountll(live_.documents[g]);
+    live = kDocumentCost * static_cast<double>(documents);
+  }
+  double postings = 0;
+  for (int64_t i = first; i < first + n_terms; i++) postings += terms_[i].info.count;
+  postings *= static_cast<double>(n_chunks * kChunk) / static_cast<double>(layout_.n_documents);
+  return live * static_cast<double>(n_terms) > kPostingCost * postings + kSpreadCost * kChunkGroups * n_chunks;
+}
+
+// What Kernels::refine does for live groups, for all documents of the stretch.
+void Searcher::refine_all(int64_t first, int64_t n_terms, int64_t n_chunks) {
+  for (int64_t chunk = 0; chunk < n_chunks; chunk += kRange / kChunk) {
+    const int64_t range = base_ / kRange + chunk * kChunk / kRange;
+    const int64_t n_blocks = std::min(n_chunks - chunk, kRange / kChunk) * kChunkBlocks;
+    uint16_t* sums = sums_.data() + chunk * kChunk;
+    kernels_.add_maxima(optional_.data() + first, n_terms, range * (kRange / kBlock), n_blocks, 0, scratch_.data());
+    kernels_.unspread(scratch_.data(), n_blocks, sums);
+    for (int64_t i = first; i < first + n_terms; i++) add_term(terms_[i], range, n_blocks / kGroupBlocks, sums);
+  }
+}
+
+void Searcher::finish() {
+  candidates_.clear();
+  for (int64_t g = 0; g < live_.size; g++) {
+    const int64_t first = live_.group[g] * kGroup - base_;
+    for (uint64_t left = live_.documents[g]; left != 0; left &= left - 1) {
+      const uint32_t document = static_cast<uint32_t>(first + __builtin_ctzll(left));
+      candidates_.push_back({document, sums_[document]});
+    }
+  }
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.bound > b.bound || (a.bound == b.bound && a.document < b.document);
+  });
+  constexpr size_t kAhead = 4;
+  for (size_t i = 0; i < std::min(kAhead, candidates_.size()); i++) fetch_row(base_ + candidates_[i].document);
+  for (size_t i = 0; i < candidates_.size() && candidates_[i].bound >= least(); i++) {
+    if (i + kAhead < candidates_.size()) fetch_row(base_ + candidates_[i + kAhead].document);
+    offer(base_ + candidates_[i].document);
+  }
+}
+
+}  // namespace stair

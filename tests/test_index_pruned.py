@@ -1,0 +1,175 @@
+"""SparseIndex.search where it leaves documents out: collections with frequent terms of low weight, bit for bit.
+
+test_isa.py runs this file again on every instruction set that the search has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from test_index import assert_same
+
+import stair_kernels as sk
+from stair_kernels import _index
+
+V = 300
+FREQUENT = 40  # terms that many documents have
+TOPICS = 30
+
+
+def naive(
+    documents: scipy.sparse.csr_matrix, queries: scipy.sparse.csr_matrix, k: int, ids: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition: float32 products added in float32, terms ascending; score descending, then id ascending."""
+    columns = documents.tocsc()
+    scores = np.full((queries.shape[0], k), -np.inf, np.float32)
+    found = np.full((queries.shape[0], k), -1, np.int64)
+    for q in range(queries.shape[0]):
+        score = np.zeros(documents.shape[0], np.float32)
+        row = queries[q].sorted_indices()
+        for v, weight in zip(row.indices, row.data):
+            part = slice(columns.indptr[v], columns.indptr[v + 1])
+            with np.errstate(over="ignore"):
+                score[columns.indices[part]] += weight * columns.data[part]
+        order = np.lexsort((ids, -score))[: k + 1]
+        best = order[score[order] > 0][:k]
+        scores[q, : len(best)], found[q, : len(best)] = score[best], ids[best]
+    return torch.from_numpy(scores), torch.from_numpy(found)
+
+
+def rows(random: np.random.Generator, N: int, frequent: int, topical: int, levels: int = 0) -> scipy.sparse.csr_matrix:
+    """N rows: frequent terms of low weight, terms of a topic of high weight; few levels give equal scores."""
+    topic = random.integers(0, TOPICS, N)
+    width = (V - FREQUENT) // TOPICS
+    low = (FREQUENT * random.random((N, frequent)) ** 2).astype(np.int64)
+    high = FREQUENT + topic[:, None] * width + random.integers(0, width, (N, topical))
+    columns = np.hstack([low, high])
+    weights = np.hstack([0.05 + 0.3 * random.random(low.shape), 0.6 + random.random(high.shape)]).astype(np.float32)
+    if levels:
+        weights = np.ceil(weights * levels).astype(np.float32) / levels
+    keys, first = np.unique(np.arange(N)[:, None] * V + columns, return_index=True)
+    return scipy.sparse.csr_matrix(
+        (weights.ravel()[first], keys % V, np.searchsorted(keys, np.arange(N + 1) * V)), (N, V)
+    )
+
+
+def make_queries(random: np.random.Generator) -> scipy.sparse.csr_matrix:
+    """Topical ones, frequent terms alone, one term, none, every term, and weights of any size."""
+    one = scipy.sparse.csr_matrix(([1.0, 1.0], ([0, 1], [2, V - 1])), (2, V), np.float32)
+    every = scipy.sparse.csr_matrix(random.random((1, V)), dtype=np.float32)
+    topical = rows(random, 6, 12, 6)
+    kinds = [
+        *(topical, rows(random, 3, 12, 0), one, scipy.sparse.csr_matrix((1, V), dtype=np.float32), every),
+        *(topical[:2] * np.float32(1e-37), topical[:2] * np.float32(3e38 / topical.max())),
+    ]
+    return scipy.sparse.vstack(kinds, "csr").astype(np.float32)
+
+
+@pytest.mark.parametrize("levels", [0, 4])
+@pytest.mark.parametrize(
+    ("N", "k"),
+    [(1023, 1), (1024, 10), (2000, 30), (16384, 10), (16385, 256), (30000, 1), (30000, 10), (30000, 470)],
+)
+def test_pruning_changes_no_bit(N: int, k: int, levels: int) -> None:
+    random = np.random.default_rng(N + k + levels)
+    documents, queries, ids = rows(random, N, 14, 6, levels), make_queries(random), random.permutation(N)
+    index = sk.SparseIndex.build(documents, ids)
+    assert (index.stats()["frequent"] > 0) == (N >= 1024)
+    assert_same(index.search(queries, k), naive(documents, queries, k, ids))
+
+
+@pytest.mark.parametrize("N", [0, 1, 16, 17, 1500, 20000])
+def test_reordering_changes_no_bit(N: int) -> None:
+    random = np.random.default_rng(N)
+    documents, queries, ids = rows(random, N, 14, 6, 4), make_queries(random), random.permutation(N)
+    index = sk.SparseIndex.build(documents, ids, reorder=True)
+    again = sk.SparseIndex.build(documents, ids, reorder=True)
+    assert sorted(index._arrays["ids"]) == sorted(ids)
+    assert (index._arrays["ids"] == again._arrays["ids"]).all()
+    assert_same(index.search(queries, 10), naive(documents, queries, 10, ids))
+
+
+def test_reordering_brings_topics_together() -> None:
+    random = np.random.default_rng(3)
+    documents = rows(random, 20000, 14, 6)
+    zeros = [np.count_nonzero(sk.SparseIndex.build(documents, reorder=on)._arrays["block_max"] == 0) for on in (0, 1)]
+    assert zeros[1] > 1.25 * zeros[0]
+
+
+def test_a_compact_index_scores_the_rounded_weights() -> None:
+    random = np.random.default_rng(4)
+    documents, queries, ids = rows(random, 3000, 14, 6), make_queries(random), np.arange(3000)
+    documents.data[::7] *= np.float32(1e-6)  # below the normal numbers of float16, some below all of them
+    documents.data[::97] *= np.float32(1e-3)
+    rounded = documents.copy()
+    rounded.data = documents.data.astype(np.float16).astype(np.float32)
+    rounded.eliminate_zeros()
+    index = sk.SparseIndex.build(documents, compact=True)
+    assert index.stats()["postings"] == rounded.nnz < documents.nnz
+    assert_same(index.search(queries, 10), naive(rounded, queries, 10, ids))
+    assert index._arrays["row_weights"].dtype == np.float16
+    documents.data[5] = 65520
+    with pytest.raises(ValueError, match=r"^rows: expected finite weights >= 0 in float16, got inf in row 0"):
+        sk.SparseIndex.build(documents, compact=True)
+
+
+def test_stretches_of_documents_are_exact() -> None:
+    """More documents than are bounded at a time, the best ones in the last."""
+    random = np.random.default_rng(5)
+    N = 32 * _index.RANGE + 3001
+    documents = rows(random, N, 3, 2, 8)
+    documents.data[documents.indptr[-2000] :] *= 1.25
+    queries, ids = make_queries(random), np.arange(N) * 7
+    index = sk.SparseIndex.build(documents, ids)
+    for k in (5, 1000):
+        assert_same(index.search(queries, k), naive(documents, queries, k, ids))
+
+
+def test_equal_documents_go_by_the_lower_id() -> None:
+    """Every document is among the best, until its id is compared."""
+    random = np.random.default_rng(6)
+    N = 20000
+    one = rows(random, 1, 14, 6)
+    documents = scipy.sparse.csr_matrix((np.tile(one.data, N), np.tile(one.indices, N), one.nnz * np.arange(N + 1)))
+    documents.resize((N, V))
+    ids = random.permutation(N) - 50
+    ids[ids == -1] = N
+    index = sk.SparseIndex.build(documents, ids)
+    assert index.search(one, 12)[1].tolist() == [sorted(ids.tolist())[:12]]
+
+
+@pytest.mark.parametrize("V", [5000, 1 << 16, (1 << 16) + 1, 1 << 20])
+def test_long_queries_and_any_vocabulary(V: int) -> None:
+    """More terms than the sums are made for, at the edges of the vocabulary as well."""
+    random = np.random.default_rng(V)
+    edges = scipy.sparse.csr_matrix(([3, 3], ([7, 9], [V - 1, 0])), (1500, V), np.float32)
+    documents = scipy.sparse.random(1500, V, min(0.1, 200 / V), "csr", np.float32, random) + edges
+    queries = scipy.sparse.random(3, V, 4500 / V, "csr", np.float32, random) + edges[7:10]
+    ids = np.arange(1500)
+    assert_same(sk.SparseIndex.build(documents).search(queries, 9), naive(documents, queries, 9, ids))
+
+
+def test_codes_are_the_least_upper_bounds() -> None:
+    random = np.random.default_rng(8)
+    documents = rows(random, 3000, 14, 6)
+    documents.data *= np.float32(10) ** random.integers(-40, 30, documents.nnz).astype(np.float32)
+    documents.data[0], documents.data[1] = np.float32(1e-45), np.finfo(np.float32).max
+    arrays: dict[str, Any] = sk.SparseIndex.build(documents)._arrays
+    columns = documents.tocsc()
+    columns.sort_indices()
+    columns.eliminate_zeros()
+    weights = columns.data.astype(np.float64)
+    units = np.repeat(arrays["units"].astype(np.float64), np.diff(columns.indptr))
+    codes = arrays["codes"].astype(np.float64)
+    assert (arrays["term_starts"] == columns.indptr).all()
+    assert (arrays["documents"] == columns.indices % _index.RANGE).all()
+    assert codes.min() >= 1
+    assert (codes * units >= weights).all()
+    assert ((codes == 1) | ((codes - 1) * units < weights)).all()
+    largest = documents.max(axis=0).toarray()[0].astype(np.float64)
+    smaller = np.nextafter(arrays["units"], np.float32(0)).astype(np.float64)
+    assert ((255 * smaller < largest) | (largest == 0)).all()
