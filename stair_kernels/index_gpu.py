@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stair_kernels import cuda, index_files
+from stair_kernels import cuda
 from stair_kernels.rows import SparseRows
 
 MAX_RESULTS = 2048  # of a query: csrc/cuda/select.cuh
 MAX_SLOTS = 1024  # of a query: csrc/cuda/bounds.cuh
+COPIED = ("row_starts", "row_terms", "row_weights", "term_starts", "segments", "documents", "codes", "units")
 _NO_TERM = 2**31 - 1  # sorts behind every term
 
 
@@ -30,12 +31,21 @@ def on_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[st
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """A copy of each array that stair::search takes."""
-    return {name: torch.tensor(np.asarray(arrays[name]), device=device) for name in index_files.ARRAYS}
+    """What stair::search takes of an index, in its order: copies of the arrays, and the ids with their ranks."""
+    ids = np.asarray(arrays["ids"])
+    order = np.argsort(ids)
+    ranks = np.empty(len(ids), np.int32)
+    ranks[order] = np.arange(len(ids))
+    if (order == np.arange(len(ids))).all():
+        ranks = ranks[:0]
+    copied = {"ids": ids[order], "ranks": ranks, **{name: np.asarray(arrays[name]) for name in COPIED}}
+    return {name: torch.tensor(array, device=device) for name, array in copied.items()}
 
 
-def search(arrays: Mapping[str, Tensor], queries: object, k: int) -> tuple[Tensor, Tensor]:
-    """SparseIndex.search where the arrays are: scores [Q, k] float32, ids [Q, k] int64; does not wait for the device.
+def search(arrays: dict[str, Tensor], queries: object, k: int) -> tuple[Tensor, Tensor]:
+    """SparseIndex.search with the arrays of as_tensors, on their device: scores [Q, k] float32, ids [Q, k] int64.
+
+    Does not wait for the device.
 
     Raises:
         ValueError: on queries of another kind, device or vocabulary, k outside of 1 .. 2,048, over 1,024 slots a query.
@@ -55,4 +65,4 @@ def search(arrays: Mapping[str, Tensor], queries: object, k: int) -> tuple[Tenso
     terms, order = terms.sort(dim=1, stable=True)
     weights = queries.values.detach().gather(1, order)
     terms = torch.where(terms == _NO_TERM, -1, terms)
-    return torch.ops.stair.search(terms, weights, *(arrays[name] for name in index_files.ARRAYS), int(k))
+    return torch.ops.stair.search(terms, weights, *arrays.values(), int(k))

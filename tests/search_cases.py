@@ -11,7 +11,7 @@ import torch
 from conftest import DEVICE
 from torch import Tensor
 
-from stair_kernels import SparseIndex, _index, index_files, index_gpu
+from stair_kernels import SparseIndex, _index, index_gpu
 
 RANGE = _index.RANGE  # documents
 Csr = scipy.sparse.csr_array
@@ -59,19 +59,11 @@ def make_queries(kind: str, Q: int, V: int, K: int) -> Queries:
 
 def arrays_of(rows: Csr, half: bool = False, ids: np.ndarray | None = None) -> dict[str, Tensor]:
     """The index's, as tensors on the CPU."""
-    if half:
-        made = {"ids": np.arange(rows.shape[0]), **_index.build(_rows(rows), np.arange(rows.shape[0]), True)}
-    else:
-        made = SparseIndex.build(rows, ids)._arrays
-    return index_gpu.as_tensors(made, torch.device("cpu"))
-
-
-def _rows(rows: Csr) -> _index.Rows:
-    return _index.Rows(rows.indptr, rows.indices, rows.data, rows.shape[1], False)
+    return index_gpu.as_tensors(SparseIndex.build(rows, ids, compact=half)._arrays, torch.device("cpu"))
 
 
 def searched(arrays: dict[str, Tensor], queries: Queries, k: int) -> tuple[Tensor, Tensor]:
-    given = [tensor.to(str(HAS_KERNEL)) for tensor in (*queries, *(arrays[name] for name in index_files.ARRAYS))]
+    given = [tensor.to(str(HAS_KERNEL)) for tensor in (*queries, *arrays.values())]
     scores, ids = torch.ops.stair.search(*given, k)
     return scores.cpu(), ids.cpu()
 

@@ -12,7 +12,7 @@ from test_sparse_dot import zipf_rows
 from torch import Tensor
 
 import stair_kernels as sk
-from stair_kernels import SparseRows, VocabHead, index_files, index_gpu
+from stair_kernels import SparseRows, VocabHead, index_gpu
 
 Tensors = tuple[Tensor, ...]
 V = 9000  # chunks of 4,096 and a rest
@@ -78,7 +78,8 @@ def run_sparse_dot(a: Tensor, a_indices: Tensor, b: Tensor, b_indices: Tensor) -
 
 
 def run_search(values: Tensor, indices: Tensor, *arrays: Tensor) -> Tensors:
-    return index_gpu.search(dict(zip(index_files.ARRAYS, arrays)), SparseRows(values, indices, None, 500), 10)
+    names = ("ids", "ranks", *index_gpu.COPIED)
+    return index_gpu.search(dict(zip(names, arrays)), SparseRows(values, indices, None, 500), 10)
 
 
 STEPS = [

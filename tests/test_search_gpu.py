@@ -106,6 +106,17 @@ def test_results_are_ids() -> None:
 
 
 @on_gpu
+def test_equal_scores_of_reordered_documents_rank_by_id() -> None:
+    N, V = RANGE + 500, 30
+    rows, queries = documents("ties", N, V, 2), make_queries("ties", 2, V, 9)
+    ids = np.random.default_rng(0).permutation(N)
+    index = SparseIndex.build(rows, ids, reorder=True)
+    arrays = index_gpu.as_tensors(index._arrays, torch.device("cpu"))
+    assert len(arrays["ranks"]) == N
+    assert same(searched(arrays, queries, 50), index.search(csr_of(queries, V), 50))
+
+
+@on_gpu
 @pytest.mark.parametrize("bad", [torch.nan, INF, -1.0, "twice", "descending", "hole"])
 def test_a_query_that_cannot_be_refused_is_poisoned(bad: float | str) -> None:
     """The others are what they are without it."""

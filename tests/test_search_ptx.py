@@ -60,13 +60,14 @@ class Launches:
         arrays, (V, bounds) = self.arrays, self.arrays["segments"].shape
         postings = [arrays[name] for name in ("term_starts", "segments", "documents", "codes")]
         rows = [arrays[name] for name in ("row_starts", "row_terms", "row_weights")]
+        rows.append(arrays["ranks"] if len(arrays["ranks"]) else None)
         flags = arrays["row_terms"].dtype == torch.int32, arrays["row_weights"].dtype == torch.float16
         found = self.new(self.Q, 1, self.k)
         given = [*postings, len(arrays["documents"]), V, bounds - 1, *rows, *flags, self.plans, self.terms, self.K]
         given += [first, self.best, self.k, CAPACITY, found]
         shared = 4 * WORDS + 8 * CAPACITY + self.K * SLOT
         with measured() as (memory, traffic):
-            self.run("search_range", "QQQQqqqQQQ??6xQQqqQiiQ", given, self.Q, shared, memory=memory)
+            self.run("search_range", "QQQQqqqQQQQ??6xQQqqQiiQ", given, self.Q, shared, memory=memory)
         return found, traffic
 
     def merge(self, found: Tensor) -> None:

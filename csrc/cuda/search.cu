@@ -30,11 +30,13 @@ struct Rows {
   const int64_t* starts;
   const void* terms;
   const void* weights;
-  bool wide, half;  // int32 terms, not uint16; float16 weights, not float32
+  const int32_t* ranks;  // of the documents by their ids, or null where they are in that order
+  bool wide, half;       // int32 terms, not uint16; float16 weights, not float32
 
   __device__ int term(int64_t i) const {
     return wide ? static_cast<const int32_t*>(terms)[i] : static_cast<const uint16_t*>(terms)[i];
   }
+  __device__ int rank(int64_t document) const { return ranks ? ranks[document] : int(document); }
   __device__ float weight(int64_t i) const {
     return half ? half_to_float(static_cast<const uint16_t*>(weights)[i]) : static_cast<const float*>(weights)[i];
   }
@@ -163,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     for (int i = 0; i < 32 && first + i * kWarps + warp < candidates; ++i) {
       const int64_t document = range * kRange + list[first + i * kWarps + warp];
       const float score = score_of(rows, document, query);
-      if (lane == i && score > 0.0f) mine = entry_of(score, int(document));
+      if (lane == i && score > 0.0f) mine = entry_of(score, rows.rank(document));
     }
     selection.offer<1>(mine > worst && selection.passes(mine), [&](int) { return mine; });
   }
@@ -227,7 +229,7 @@ const T* data_of(const char* name, const Tensor& t, ScalarType dtype, int64_t le
   return static_cast<const T*>(data);
 }
 
-std::tuple<Tensor, Tensor> search(const Tensor& indices, const Tensor& values, const Tensor& ids,
+std::tuple<Tensor, Tensor> search(const Tensor& indices, const Tensor& values, const Tensor& ids, const Tensor& ranks,
                                   const Tensor& row_starts, const Tensor& row_terms, const Tensor& row_weights,
                                   const Tensor& term_starts, const Tensor& segments, const Tensor& documents,
                                   const Tensor& codes, const Tensor& units, int64_t k) {
@@ -248,7 +250,9 @@ std::tuple<Tensor, Tensor> search(const Tensor& indices, const Tensor& values, c
                              ranges};
   const Rows rows = {data_of<int64_t>("row_starts", row_starts, ScalarType::Long, N + 1),
                      data_of<void>("row_terms", row_terms, wide ? ScalarType::Int : ScalarType::UInt16, P),
-                     data_of<void>("row_weights", row_weights, half ? ScalarType::Half : ScalarType::Float, P), wide,
+                     data_of<void>("row_weights", row_weights, half ? ScalarType::Half : ScalarType::Float, P),
+                     ranks.numel() ? data_of<int32_t>("ranks", ranks, ScalarType::Int, N) : nullptr,
+                     wide,
                      half};
   const auto* unit = data_of<float>("units", units, ScalarType::Float, V);
   const auto* id = data_of<int64_t>("ids", ids, ScalarType::Long, N);
