@@ -39,6 +39,8 @@ def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
     if (order == np.arange(len(ids))).all():
         ranks = ranks[:0]
     copied = {"ids": ids[order], "ranks": ranks, **{name: np.asarray(arrays[name]) for name in COPIED}}
+    for name in ("documents", "codes"):  # which are read in pairs
+        copied[name] = np.pad(copied[name], (0, len(copied[name]) % 2))
     return {name: torch.tensor(array, device=device) for name, array in copied.items()}
 
 

@@ -63,11 +63,11 @@ class Launches:
         rows.append(arrays["ranks"] if len(arrays["ranks"]) else None)
         flags = arrays["row_terms"].dtype == torch.int32, arrays["row_weights"].dtype == torch.float16
         found = self.new(self.Q, 1, self.k)
-        given = [*postings, len(arrays["documents"]), V, bounds - 1, *rows, *flags, self.plans, self.terms, self.K]
+        given = [*postings, V, bounds - 1, *rows, *flags, self.plans, self.terms, self.K]
         given += [first, self.best, self.k, CAPACITY, found]
         shared = 4 * WORDS + 8 * CAPACITY + self.K * SLOT
         with measured() as (memory, traffic):
-            self.run("search_range", "QQQQqqqQQQQ??6xQQqqQiiQ", given, self.Q, shared, memory=memory)
+            self.run("search_range", "QQQQqqQQQQ??6xQQqqQiiQ", given, self.Q, shared, memory=memory)
         return found, traffic
 
     def merge(self, found: Tensor) -> None:
@@ -93,8 +93,8 @@ def test_from_ptx_to_the_bit(N: int, V: int, M: int, K: int, k: int, kind: str, 
     assert all(map(torch.equal, launches.results(), best_of(rows, queries, k)))
 
 
-def test_a_last_posting_alone() -> None:
-    """An odd number of postings: nothing is read behind the last."""
+def test_an_odd_number_of_postings() -> None:
+    """The last lane's second posting is nobody's."""
     rows, queries = documents("one term", 65, 3, 1), (torch.zeros(1, 1).int(), torch.ones(1, 1))
     launches = Launches(arrays_of(rows), queries, 10)
     launches.merge(launches.range(0)[0])

@@ -66,7 +66,7 @@ __device__ __forceinline__ Plan make_plan(int terms, double sum) {
 // 256 S x, rounded up.
 __device__ __forceinline__ uint32_t factor_of(const Plan& plan, double x) { return uint32_t(plan.scale * x * 256) + 1; }
 
-// What a posting adds. Code 0, of no posting, adds nothing.
+// What a posting adds.
 __device__ __forceinline__ uint32_t added(uint32_t code, uint32_t factor) { return (code * factor + 255) >> 8; }
 
 }  // namespace

@@ -7,7 +7,7 @@
 // and what the atomics take of the banks is the larger cost. A list of nine postings then is one step, not eight.
 //
 // A list begins anywhere: its pieces begin at the multiple of 32 postings before it, so that every piece is whole
-// sectors. A posting outside of its list counts as code 0.
+// sectors. The arrays hold an even number of postings: that behind the last of an odd number is nobody's.
 #pragma once
 #include "cuda/bounds.cuh"
 #include "cuda/select.cuh"
@@ -29,7 +29,7 @@ struct Postings {
   const uint32_t* segments;
   const uint16_t* documents;
   const uint8_t* codes;
-  int64_t count, V, ranges;
+  int64_t V, ranges;
 };
 
 // A term of a query that can match.
@@ -120,22 +120,27 @@ struct Pair {
   uint32_t documents, codes;
 };
 
-// The lane's two postings of a piece.
+// The lane's two postings of a piece; those that are not the list's may be anything. Nothing here waits for the loads.
 __device__ __forceinline__ Pair load_pair(const Postings& postings, const Piece& piece) {
   const int i = threadIdx.x % 32 * 2;
-  if (i + 1 < piece.begin() || i >= piece.end()) return {0, 0};
-  const int64_t at = int64_t(piece.first) * kAligned + i;
-  if (at + 1 == postings.count) return {__ldg(postings.documents + at), __ldg(postings.codes + at)};
-  Pair pair = {__ldg(reinterpret_cast<const uint32_t*>(postings.documents + at)),
-               __ldg(reinterpret_cast<const uint16_t*>(postings.codes + at))};
-  if (i < piece.begin()) pair.codes &= 0xff00;
-  if (i + 1 >= piece.end()) pair.codes &= 0x00ff;
+  Pair pair = {0, 0};
+  if (i + 1 >= piece.begin() && i < piece.end()) {
+    const int64_t at = int64_t(piece.first) * kAligned;
+    pair.documents = __ldg(reinterpret_cast<const uint32_t*>(postings.documents + i + at));
+    pair.codes = __ldg(reinterpret_cast<const uint16_t*>(postings.codes + i + at));
+  }
   return pair;
 }
 
 // The mask is the document itself in a sound index, and keeps a damaged one within the sums.
 __device__ __forceinline__ void add_posting(uint32_t* sums, uint32_t document, uint32_t code, uint32_t factor) {
-  if (code) atomicAdd(&sums[document % kRange / 2], added(code, factor) << document % 2 * 16);
+  atomicAdd(&sums[document % kRange / 2], added(code, factor) << document % 2 * 16);
+}
+
+__device__ __forceinline__ void add_pair(uint32_t* sums, const Pair& pair, const Piece& piece) {
+  const int i = threadIdx.x % 32 * 2, begin = piece.begin(), end = piece.end();
+  if (i >= begin && i < end) add_posting(sums, pair.documents & 0xffff, pair.codes & 0xff, piece.factor());
+  if (i + 1 >= begin && i + 1 < end) add_posting(sums, pair.documents >> 16, pair.codes >> 8, piece.factor());
 }
 
 // Adds all pieces. A warp looks 32 of them up at a time, a lane each.
@@ -153,10 +158,7 @@ __device__ void add_pieces(uint32_t* sums, const Postings& postings, const Segme
         pair[l] = load_pair(postings, piece[l]);
       }
 #pragma unroll
-      for (int l = 0; l < kInFlight; ++l) {
-        add_posting(sums, pair[l].documents & 0xffff, pair[l].codes & 0xff, piece[l].factor());
-        add_posting(sums, pair[l].documents >> 16, pair[l].codes >> 8, piece[l].factor());
-      }
+      for (int l = 0; l < kInFlight; ++l) add_pair(sums, pair[l], piece[l]);
     }
   }
 }

@@ -235,17 +235,17 @@ std::tuple<Tensor, Tensor> search(const Tensor& indices, const Tensor& values, c
                                   const Tensor& codes, const Tensor& units, int64_t k) {
   using torch::stable::new_empty;
   STAIR_CHECK(indices.dim() == 2 && values.dim() == 2, "search: expected indices and values [Q, K]");
-  const int64_t Q = indices.size(0), K = indices.size(1), N = ids.numel(), V = units.numel(), P = documents.numel();
+  const int64_t Q = indices.size(0), K = indices.size(1), N = ids.numel(), V = units.numel(), P = row_terms.numel();
   const int64_t ranges = (N + kRange - 1) / kRange;
   STAIR_CHECK(k >= 1 && k <= kMaxKept, "search: k: expected 1 to ", kMaxKept, " results of a query on a GPU, got ", k);
   STAIR_CHECK(K <= kMostTerms, "search: queries: expected at most ", kMostTerms, " slots on a GPU, got ", K);
-  STAIR_CHECK(P < kMostPostings, "search: documents: expected fewer than ", kMostPostings, " postings, got ", P);
+  STAIR_CHECK(P < kMostPostings, "search: row_terms: expected fewer than ", kMostPostings, " postings, got ", P);
   const bool wide = row_terms.scalar_type() == ScalarType::Int, half = row_weights.scalar_type() == ScalarType::Half;
+  const int64_t even = P + P % 2;
   const Postings postings = {data_of<int64_t>("term_starts", term_starts, ScalarType::Long, V + 1),
                              data_of<uint32_t>("segments", segments, ScalarType::UInt32, V * (ranges + 1)),
-                             data_of<uint16_t>("documents", documents, ScalarType::UInt16, P),
-                             data_of<uint8_t>("codes", codes, ScalarType::Byte, P),
-                             P,
+                             data_of<uint16_t>("documents", documents, ScalarType::UInt16, even),
+                             data_of<uint8_t>("codes", codes, ScalarType::Byte, even),
                              V,
                              ranges};
   const Rows rows = {data_of<int64_t>("row_starts", row_starts, ScalarType::Long, N + 1),
