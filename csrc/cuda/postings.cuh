@@ -99,8 +99,8 @@ __device__ __forceinline__ int count_up_to(const int* list, int n, int value) {
 struct Piece {
   uint32_t first, packed;
 
-  __device__ int begin() const { return packed & 31; }
-  __device__ int end() const { return packed >> 5 & 127; }
+  __device__ uint32_t size() const { return packed & 127; }
+  __device__ uint32_t begin() const { return packed >> 7 & 31; }
   __device__ uint32_t factor() const { return packed >> 12; }
 };
 constexpr int64_t kMostPostings = int64_t(kAligned) << 32;
@@ -113,7 +113,7 @@ __device__ __forceinline__ Piece find_piece(const Segment* segments, const int* 
   const Segment segment = segments[j];
   const uint32_t at = uint32_t(number) * kPiece, begin = segment.begin > at ? segment.begin - at : 0;
   const uint32_t end = min(segment.end - at, uint32_t(kPiece));
-  return {uint32_t((segment.base + at) / kAligned), begin | end << 5 | factors[j] << 12};
+  return {uint32_t((segment.base + at) / kAligned), (end - begin) | begin << 7 | factors[j] << 12};
 }
 
 struct Pair {
@@ -122,14 +122,11 @@ struct Pair {
 
 // The lane's two postings of a piece; those that are not the list's may be anything. Nothing here waits for the loads.
 __device__ __forceinline__ Pair load_pair(const Postings& postings, const Piece& piece) {
-  const int i = threadIdx.x % 32 * 2;
-  Pair pair = {0, 0};
-  if (i + 1 >= piece.begin() && i < piece.end()) {
-    const int64_t at = int64_t(piece.first) * kAligned;
-    pair.documents = __ldg(reinterpret_cast<const uint32_t*>(postings.documents + i + at));
-    pair.codes = __ldg(reinterpret_cast<const uint16_t*>(postings.codes + i + at));
-  }
-  return pair;
+  const uint32_t i = threadIdx.x % 32 * 2;
+  if (i >= piece.begin() + piece.size()) return {0, 0};
+  const int64_t at = int64_t(piece.first) * kAligned;
+  return {__ldg(reinterpret_cast<const uint32_t*>(postings.documents + i + at)),
+          __ldg(reinterpret_cast<const uint16_t*>(postings.codes + i + at))};
 }
 
 // The mask is the document itself in a sound index, and keeps a damaged one within the sums.
@@ -138,9 +135,9 @@ __device__ __forceinline__ void add_posting(uint32_t* sums, uint32_t document, u
 }
 
 __device__ __forceinline__ void add_pair(uint32_t* sums, const Pair& pair, const Piece& piece) {
-  const int i = threadIdx.x % 32 * 2, begin = piece.begin(), end = piece.end();
-  if (i >= begin && i < end) add_posting(sums, pair.documents & 0xffff, pair.codes & 0xff, piece.factor());
-  if (i + 1 >= begin && i + 1 < end) add_posting(sums, pair.documents >> 16, pair.codes >> 8, piece.factor());
+  const uint32_t i = threadIdx.x % 32 * 2 - piece.begin();
+  if (i < piece.size()) add_posting(sums, pair.documents & 0xffff, pair.codes & 0xff, piece.factor());
+  if (i + 1 < piece.size()) add_posting(sums, pair.documents >> 16, pair.codes >> 8, piece.factor());
 }
 
 // Adds all pieces. A warp looks 32 of them up at a time, a lane each.
