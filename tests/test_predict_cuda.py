@@ -54,5 +54,5 @@ def test_a_page_without_the_marks_is_refused(
     monkeypatch.setattr(predict, "PAGE", page)
     predict.write_tables({"a": "new"})
     assert page.read_text() == "<!-- a -->\nnew\n<!-- end of a -->\n"
-    with pytest.raises(ValueError, match="page.md: expected once <!-- b --> to <!-- end of b -->, found 0 times"):
+    with pytest.raises(ValueError, match=r"page\.md: expected once <!-- b --> to <!-- end of b -->, found 0 times"):
         predict.write_tables({"b": "new"})
