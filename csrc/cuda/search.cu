@@ -215,7 +215,7 @@ struct Groups {
   }
   int64_t take(int64_t left) {
     const int64_t size = std::min({next, most, left});
-    next *= 2;
+    next = std::min(2 * next, most);
     return size;
   }
 };

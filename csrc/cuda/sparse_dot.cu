@@ -18,9 +18,9 @@
 //                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; instructions, one a
 //                 clock and scheduler: 2.2 ms; the scores themselves, 1.1 GB to memory: 0.3 ms
 //
-// The bounds are L2 and the instructions; what is left out is the making of the lists, a sort of N K entries, which few queries do not pay
-// for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be read twice
-// from a copy in shared memory that cp.async could make.
+// The bounds are L2 and the instructions; what is left out is the making of the lists, a sort of N K entries, which few
+// queries do not pay for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing
+// would be read twice from a copy in shared memory that cp.async could make.
 #include <cmath>
 
 #include "cuda/launch.cuh"
