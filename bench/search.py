@@ -109,7 +109,7 @@ def run(N: int, options: argparse.Namespace) -> None:
     for kind, queries in kinds.items():
         compare(index, yardstick, queries, kind)
         rows = [queries[q] for q in range(queries.shape[0])]
-        ours = [partial(index._engine.search, _rows(row), K, 1) for row in rows]
+        ours = [partial(index._segments[0].engine.search, _rows(row), K, 1) for row in rows]
         loop, own = times_us([[yardstick.call(row) for row in rows], ours], options.passes)
         postings = counts[queries.indices].sum() / queries.shape[0]
         print(
@@ -117,7 +117,8 @@ def run(N: int, options: argparse.Namespace) -> None:
             f"{np.median(own):.1f} | {np.median(loop) / np.median(own):.2f} | {loop.mean() / own.mean():.2f} | "
             f"{(loop / own).min():.2f} |"
         )
-    print(f"\nA batch of {BATCH} on 2 threads: {batch_speedup(index._engine, kinds['plain'], options.passes):.2f}x")
+    speedup = batch_speedup(index._segments[0].engine, kinds["plain"], options.passes)
+    print(f"\nA batch of {BATCH} on 2 threads: {speedup:.2f}x")
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def run_sparse_dot(a: Tensor, a_indices: Tensor, b: Tensor, b_indices: Tensor) -
 
 def run_search(values: Tensor, indices: Tensor, *arrays: Tensor) -> Tensors:
     names = ("ids", "ranks", *index_gpu.COPIED)
-    return index_gpu.search(dict(zip(names, arrays)), SparseRows(values, indices, None, 500), 10)
+    return index_gpu.DeviceIndex(dict(zip(names, arrays))).search(SparseRows(values, indices, None, 500), 10)
 
 
 STEPS = [

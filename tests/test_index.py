@@ -177,6 +177,8 @@ def test_an_entry_of_weight_zero_is_no_entry() -> None:
     index = sk.SparseIndex.build(rows)
     assert index.stats() == {
         "documents": 1,
+        "deleted": 0,
+        "segments": 1,
         "terms": 1,
         "postings": 1,
         "frequent": 0,

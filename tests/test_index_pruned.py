@@ -88,15 +88,18 @@ def test_reordering_changes_no_bit(N: int) -> None:
     documents, queries, ids = rows(random, N, 14, 6, 4), make_queries(random), random.permutation(N)
     index = sk.SparseIndex.build(documents, ids, reorder=True)
     again = sk.SparseIndex.build(documents, ids, reorder=True)
-    assert sorted(index._arrays["ids"]) == sorted(ids)
-    assert (index._arrays["ids"] == again._arrays["ids"]).all()
+    assert sorted(index._segments[0].arrays["ids"]) == sorted(ids)
+    assert (index._segments[0].arrays["ids"] == again._segments[0].arrays["ids"]).all()
     assert_same(index.search(queries, 10), naive(documents, queries, 10, ids))
 
 
 def test_reordering_brings_topics_together() -> None:
     random = np.random.default_rng(3)
     documents = rows(random, 20000, 14, 6)
-    zeros = [np.count_nonzero(sk.SparseIndex.build(documents, reorder=on)._arrays["block_max"] == 0) for on in (0, 1)]
+    zeros = [
+        np.count_nonzero(sk.SparseIndex.build(documents, reorder=on)._segments[0].arrays["block_max"] == 0)
+        for on in (0, 1)
+    ]
     assert zeros[1] > 1.25 * zeros[0]
 
 
@@ -111,7 +114,7 @@ def test_a_compact_index_scores_the_rounded_weights() -> None:
     index = sk.SparseIndex.build(documents, compact=True)
     assert index.stats()["postings"] == rounded.nnz < documents.nnz
     assert_same(index.search(queries, 10), naive(rounded, queries, 10, ids))
-    assert index._arrays["row_weights"].dtype == np.float16
+    assert index._segments[0].arrays["row_weights"].dtype == np.float16
     documents.data[5] = 65520
     with pytest.raises(ValueError, match=r"^rows: expected finite weights >= 0 in float16, got inf in row 0"):
         sk.SparseIndex.build(documents, compact=True)
@@ -158,7 +161,7 @@ def test_codes_are_the_least_upper_bounds() -> None:
     documents = rows(random, 3000, 14, 6)
     documents.data *= np.float32(10) ** random.integers(-40, 30, documents.nnz).astype(np.float32)
     documents.data[0], documents.data[1] = np.float32(1e-45), np.finfo(np.float32).max
-    arrays: dict[str, Any] = sk.SparseIndex.build(documents)._arrays
+    arrays: dict[str, Any] = sk.SparseIndex.build(documents)._segments[0].arrays
     columns = documents.tocsc()
     columns.sort_indices()
     columns.eliminate_zeros()

@@ -111,7 +111,7 @@ def test_equal_scores_of_reordered_documents_rank_by_id() -> None:
     rows, queries = documents("ties", N, V, 2), make_queries("ties", 2, V, 9)
     ids = np.random.default_rng(0).permutation(N)
     index = SparseIndex.build(rows, ids, reorder=True)
-    arrays = index_gpu.as_tensors(index._arrays, torch.device("cpu"))
+    arrays = index_gpu.as_tensors(index._segments[0].arrays, torch.device("cpu"))
     assert len(arrays["ranks"]) == N
     assert same(searched(arrays, queries, 50), index.search(csr_of(queries, V), 50))
 
@@ -171,7 +171,7 @@ def test_rows_in_any_order() -> None:
     values, order = queries[1].sort(dim=1, descending=True)
     given = SparseRows(values, queries[0].gather(1, order), None, 60).to(str(HAS_KERNEL))
     arrays = {name: tensor.to(str(HAS_KERNEL)) for name, tensor in arrays_of(rows).items()}
-    scores, ids = index_gpu.search(arrays, given, 7)
+    scores, ids = index_gpu.DeviceIndex(arrays).search(given, 7)
     assert str(scores.device.type) == torch.device(str(HAS_KERNEL)).type
     assert same((scores.cpu(), ids.cpu()), best_of(rows, queries, 7))
 
@@ -197,7 +197,7 @@ def test_refused_sizes_are_named() -> None:
 
 
 def test_bad_input_to_an_index_on_a_gpu() -> None:
-    arrays = arrays_of(documents("words", 50, 20, 3))
+    index = index_gpu.DeviceIndex(arrays_of(documents("words", 50, 20, 3)))
     queries = SparseRows(torch.ones(1, 1), torch.zeros(1, 1).int(), None, 20)
     cases = [
         (queries.to_dense(), 5, "queries: expected SparseRows for an index on cpu, got Tensor"),
@@ -207,7 +207,8 @@ def test_bad_input_to_an_index_on_a_gpu() -> None:
             5,
             "queries: expected vocab_size 20 like the index, got 21",
         ),
-        (queries, 2049, "k: expected at most 2048 on a GPU, got 2049"),
+        (queries, 2049, "k: expected an integer from 1 to 2048 on a GPU, got 2049"),
+        (queries, 0, "k: expected an integer from 1 to 2048 on a GPU, got 0"),
         (
             SparseRows(torch.zeros(1, 1025), torch.full((1, 1025), -1).int(), None, 20),
             5,
@@ -216,15 +217,29 @@ def test_bad_input_to_an_index_on_a_gpu() -> None:
     ]
     for rows, k, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)):
-            index_gpu.search(arrays, rows, k)
+            index.search(rows, k)
 
 
 def test_an_index_goes_to_cuda_devices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     index = SparseIndex.build(documents("words", 50, 20, 3))
-    assert index.to("cpu") is index
-    assert index.device == torch.device("cpu")
-    with pytest.raises(ValueError, match="device: expected cpu or a CUDA device, got meta"):
-        index.to("meta")
+    with pytest.raises(ValueError, match="device: expected a CUDA device, got cpu"):
+        index.to("cpu")
     monkeypatch.setattr(cuda, "LIBRARY_BUILT", False)
-    with pytest.raises(RuntimeError, match=r"SparseIndex.search on CUDA tensors needs _C_cuda\.so, which is not built"):
+    with pytest.raises(RuntimeError, match=r"SparseIndex.to on CUDA tensors needs _C_cuda\.so, which is not built"):
         index.to("cuda:0")
+
+
+@on_gpu
+def test_a_snapshot_of_a_changed_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added documents are in it, deleted ones are not; later changes do not reach it."""
+    monkeypatch.setattr(index_gpu, "checked_device", torch.device)
+    rows, queries = documents("ties", 400, 40, 5), make_queries("ties", 3, 40, 9)
+    index = SparseIndex.build(rows[:300], np.arange(300) * 3)
+    index.add(rows[300:], np.arange(100) * 3 + 1)
+    index.delete([3, 4, 300])
+    want = index.search(csr_of(queries, 40), 50)
+    on_device = index.to(str(HAS_KERNEL))
+    assert repr(on_device).startswith("DeviceIndex(N=397, V=40, device='")
+    index.delete(want[1][0, :5])
+    assert len(on_device) == 397
+    assert same(searched(on_device.arrays, queries, 50), want)

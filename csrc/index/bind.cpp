@@ -2,8 +2,10 @@
 // engine refuses arrives in Python as ValueError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "build.h"
@@ -34,6 +36,14 @@ stair::Rows rows_of(const Converted<int64_t>& starts, const py::array& terms, co
                     int64_t vocab_size, bool padded) {
   if (terms.dtype().is(py::dtype::of<int32_t>())) return make_rows<int32_t>(starts, terms, weights, vocab_size, padded);
   return make_rows<int64_t>(starts, terms, weights, vocab_size, padded);
+}
+
+// The terms and weights of a row.
+py::tuple row_of(const stair::Rows& rows, int64_t number) {
+  if (number < 0 || number >= rows.size()) stair::fail("expected a row number, got ", number);
+  const int64_t first = rows.starts[number], size = rows.starts[number + 1] - first;
+  return py::make_tuple(py::array_t<int32_t>(size, rows.terms.data() + first),
+                        py::array_t<float>(size, rows.weights.data() + first));
 }
 
 py::dtype half() { return py::dtype("float16"); }
@@ -100,17 +110,22 @@ class BoundIndex {
  public:
   explicit BoundIndex(const py::dict& arrays) : arrays_(arrays), index_(layout_of(arrays)) {}
 
-  py::tuple search(const stair::Rows& queries, int64_t k, int64_t n_threads) {
+  py::tuple search(const stair::Rows& queries, int64_t k, int64_t n_threads,
+                   const std::optional<py::array_t<uint64_t, py::array::c_style>>& allowed) {
     if (queries.vocab_size != index_.layout().vocab_size || k < 1 || n_threads < 1) {
       stair::fail("expected queries over the index's vocabulary, k >= 1 and n_threads >= 1");
     }
+    if (allowed && allowed->size() != stair::ceil_div(index_.layout().n_documents, stair::kGroup)) {
+      stair::fail("allowed: expected a bit for each document");
+    }
+    const uint64_t* allowed_data = allowed ? allowed->data() : nullptr;
     py::array_t<float> scores({queries.size(), k});
     py::array_t<int64_t> ids({queries.size(), k});
     {
       float* scores_data = scores.mutable_data();
       int64_t* ids_data = ids.mutable_data();
       py::gil_scoped_release release;
-      index_.search(queries, k, n_threads, scores_data, ids_data);
+      index_.search(queries, k, n_threads, allowed_data, scores_data, ids_data);
     }
     return py::make_tuple(scores, ids);
   }
@@ -180,10 +195,12 @@ PYBIND11_MODULE(_index, m) {
       .def(py::init(&rows_of), py::arg("starts"), py::arg("terms"), py::arg("weights"), py::arg("vocab_size"),
            py::arg("padded"))
       .def_readonly("vocab_size", &stair::Rows::vocab_size)
+      .def("row", &row_of, py::arg("number"))
       .def("__len__", &stair::Rows::size);
   m.def("build", &build, py::arg("rows"), py::arg("order"), py::arg("compact"));
   m.def("cluster", &cluster, py::arg("rows"));
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
-      .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"));
+      .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"),
+           py::arg("allowed") = py::none());
 }

@@ -60,6 +60,12 @@ void add_groups(const FrequentTerm& term, int64_t first_group, int64_t n_groups,
   }
 }
 
+void keep(const uint64_t* documents, int64_t n_groups, uint16_t* sums) {
+  for (int64_t g = 0; g < n_groups; g++) {
+    for (int64_t i = 0; i < kGroup; i++) sums[g * kGroup + i] &= static_cast<uint16_t>(-(documents[g] >> i & 1));
+  }
+}
+
 uint16_t lane_maxima(const uint16_t* sums, uint16_t* maxima, uint16_t* stripe) {
   for (int64_t lane = 0; lane < kLanes; lane++) maxima[lane] = 0;
   for (int64_t d = 0; d < kChunk; d += kLanes) {
@@ -153,6 +159,7 @@ extern const Kernels kernels = {
     unspread,
     add_postings,
     add_groups,
+    keep,
     lane_maxima,
     collect,
     refine,

@@ -64,6 +64,8 @@ struct Kernels {
   // The same, without the 1, over groups first_group .. of a frequent term; sums starts at the first group.
   void (*add_groups)(const FrequentTerm& term, int64_t first_group, int64_t n_groups, const Codes& codes,
                      uint16_t* sums);
+  // sums[d] = 0 for the documents whose bit is 0, n_groups words of 64.
+  void (*keep)(const uint64_t* documents, int64_t n_groups, uint16_t* sums);
   // stripe[lane] = the larger of itself and of every 32nd sum of a chunk; maxima, if given, of the chunk alone. Returns
   // the largest sum.
   uint16_t (*lane_maxima)(const uint16_t* sums, uint16_t* maxima, uint16_t* stripe);

@@ -133,6 +133,15 @@ inline void add_groups(const FrequentTerm& term, int64_t first_group, int64_t n_
   }
 }
 
+inline void keep(const uint64_t* documents, int64_t n_groups, uint16_t* sums) {
+  for (int64_t g = 0; g < n_groups; g++) {
+    uint16_t* of_group = sums + g * kGroup;
+    const auto lower = static_cast<__mmask32>(documents[g]), upper = static_cast<__mmask32>(documents[g] >> 32);
+    _mm512_storeu_si512(of_group, _mm512_maskz_loadu_epi16(lower, of_group));
+    _mm512_storeu_si512(of_group + 32, _mm512_maskz_loadu_epi16(upper, of_group + 32));
+  }
+}
+
 inline uint16_t lane_maxima(const uint16_t* sums, uint16_t* maxima, uint16_t* stripe) {
   __m512i even = _mm512_setzero_si512(), odd = even;
   for (int64_t d = 0; d < kChunk; d += 64) {

@@ -34,7 +34,8 @@ std::unique_ptr<Searcher> Index::take_searcher() {
   return std::make_unique<Searcher>(layout_, infos_);
 }
 
-void Index::search(const Rows& queries, int64_t k, int64_t n_threads, float* scores, int64_t* ids) {
+void Index::search(const Rows& queries, int64_t k, int64_t n_threads, const uint64_t* allowed, float* scores,
+                   int64_t* ids) {
   int64_t longest = 0;
   for (int64_t query = 0; query < queries.size(); query++) {
     longest = std::max(longest, queries.starts[query + 1] - queries.starts[query]);
@@ -48,7 +49,7 @@ void Index::search(const Rows& queries, int64_t k, int64_t n_threads, float* sco
   std::atomic<int64_t> next{0};
   const auto work = [&](Searcher& searcher) {
     for (int64_t query; (query = next++) < queries.size();) {
-      searcher.search(queries, query, k, scores + query * k, ids + query * k);
+      searcher.search(queries, query, k, allowed, scores + query * k, ids + query * k);
     }
   };
   std::vector<std::thread> threads;

@@ -20,8 +20,9 @@ class Index {
   explicit Index(const Layout& layout);  // throws as Layout::check does
 
   // Writes scores [Q, k] descending and ids [Q, k], equal scores by lower id; documents whose score is 0 are left out
-  // and the rest of a row is -inf and -1. Query terms must be below vocab_size.
-  void search(const Rows& queries, int64_t k, int64_t n_threads, float* scores, int64_t* ids);
+  // and the rest of a row is -inf and -1. `allowed` has a bit for each document, or is null: all. Query terms must be
+  // below vocab_size.
+  void search(const Rows& queries, int64_t k, int64_t n_threads, const uint64_t* allowed, float* scores, int64_t* ids);
 
   const Layout& layout() const { return layout_; }
 

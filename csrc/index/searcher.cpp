@@ -40,7 +40,9 @@ void Searcher::reserve(int64_t n_terms, int64_t k) {
   heap_.reserve(std::min(k, layout_.n_documents));
 }
 
-void Searcher::search(const Rows& queries, int64_t query, int64_t k, float* scores, int64_t* ids) {
+void Searcher::search(const Rows& queries, int64_t query, int64_t k, const uint64_t* allowed, float* scores,
+                      int64_t* ids) {
+  allowed_ = allowed;
   heap_.clear();
   k_ = static_cast<size_t>(k);
   prepare(queries, query);
@@ -133,7 +135,9 @@ uint16_t Searcher::least() const {
 }
 
 void Searcher::score_all() {
-  for (int64_t document = 0; document < layout_.n_documents; document++) offer(document);
+  for (int64_t document = 0; document < layout_.n_documents; document++) {
+    if (allowed_ == nullptr || allowed_[document / 64] >> document % 64 & 1) offer(document);
+  }
 }
 
 // A damaged file may place a row anywhere: it is cut to the postings.

@@ -43,7 +43,8 @@ class Searcher {
   // Takes the memory for queries of up to n_terms terms and k results: search itself never allocates.
   void reserve(int64_t n_terms, int64_t k);
 
-  void search(const Rows& queries, int64_t query, int64_t k, float* scores, int64_t* ids);
+  // Among the documents whose bit is 1 in `allowed`, or among all when it is null.
+  void search(const Rows& queries, int64_t query, int64_t k, const uint64_t* allowed, float* scores, int64_t* ids);
 
  private:
   struct Term {
@@ -66,6 +67,7 @@ class Searcher {
   void search_stretch(int64_t first_range, int64_t n_ranges);
   void bound_range(int64_t range, int64_t offset);
   void add_term(const Term& term, int64_t range, int64_t n_groups, uint16_t* sums);
+  bool skips(int64_t range) const;
   void fetch_segment(const Term& term, int64_t range) const;
   void seed(int64_t n_chunks);
   uint16_t seed_threshold(int64_t n_chunks);
@@ -97,6 +99,7 @@ class Searcher {
   double scale_ = 0;   // of the sums
   double shrink_ = 0;  // what rounding may add to a score
   size_t k_ = 0;
+  const uint64_t* allowed_ = nullptr;
   std::vector<Hit> heap_;  // at most k, the worst at the root
 
   // A stretch of ranges.

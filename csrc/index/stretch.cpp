@@ -40,6 +40,11 @@ void Searcher::bound_range(int64_t range, int64_t offset) {
   const int64_t n_blocks = n_chunks * kChunkBlocks;
   uint16_t* sums = sums_.data() + offset;
   uint16_t* remainders = remainders_.data() + offset / kBlock;
+  if (skips(range)) {
+    std::fill_n(largest_.begin() + offset / kChunk, n_chunks, 0);
+    std::fill_n(maxima_.begin() + offset / kChunk * kLanes, n_chunks * kLanes, 0);
+    return;
+  }
   if (n_optional_ == 0) {
     std::fill(sums, sums + n_chunks * kChunk, 0);
   } else {
@@ -54,11 +59,20 @@ void Searcher::bound_range(int64_t range, int64_t offset) {
     add_term(terms_[i], range, n_chunks * kChunkGroups, sums);
   }
   std::fill(sums + size, sums + n_chunks * kChunk, 0);
+  if (allowed_ != nullptr) kernels_.keep(allowed_ + range * (kRange / kGroup), ceil_div(size, kGroup), sums);
   for (int64_t c = 0; c < n_chunks; c++) {
     const int64_t chunk = offset / kChunk + c;
     largest_[chunk] = kernels_.lane_maxima(sums + c * kChunk, maxima_.data() + chunk * kLanes,
                                            stripes_.data() + chunk % kStripes * kLanes);
   }
+}
+
+// Whether no document of the range is allowed.
+bool Searcher::skips(int64_t range) const {
+  if (allowed_ == nullptr) return false;
+  const int64_t size = std::min(kRange, layout_.n_documents - range * kRange);
+  const uint64_t* allowed = allowed_ + range * (kRange / kGroup);
+  return std::all_of(allowed, allowed + ceil_div(size, kGroup), [](uint64_t word) { return word == 0; });
 }
 
 void Searcher::fetch_segment(const Term& term, int64_t range) const {
