@@ -5,12 +5,19 @@ from __future__ import annotations
 from mutations import Mutation
 
 SELECT, TOPK, LISTS, DOT = (f"csrc/cuda/{name}" for name in ("select.cuh", "topk.cu", "lists.cuh", "sparse_dot.cu"))
-SEARCH, POSTINGS, CANDIDATES, BOUNDS, SUM, INLINE = (
+SEARCH, POSTINGS, CANDIDATES, BOUNDS, SUM, INLINE, OFFER = (
     f"csrc/cuda/{name}"
-    for name in ("search.cu", "postings.cuh", "candidates.cuh", "bounds.cuh", "sum_rows.cuh", "ptx.cuh")
+    for name in ("search.cu", "postings.cuh", "candidates.cuh", "bounds.cuh", "sum_rows.cuh", "ptx.cuh", "offer.cuh")
 )
 # what to compile
-UNIT = {SELECT: "topk.cu", TOPK: "topk.cu", INLINE: "topk.cu", LISTS: "sparse_dot.cu", DOT: "sparse_dot.cu"}
+UNIT = {
+    SELECT: "topk.cu",
+    TOPK: "topk.cu",
+    INLINE: "topk.cu",
+    OFFER: "topk.cu",
+    LISTS: "sparse_dot.cu",
+    DOT: "sparse_dot.cu",
+}
 UNIT |= {SUM: "rows_backward.cu"} | dict.fromkeys((SEARCH, POSTINGS, CANDIDATES, BOUNDS), "search.cu")
 PATHS = "tests/test_topk_gpu.py::test_every_path_once"
 MERGED = "tests/test_topk_gpu.py::test_merged_chunks_are_the_best_of_all"
@@ -42,7 +49,7 @@ MUTATIONS = (
     Mutation("tie_to_the_higher_index", TOPK, TIES, "a new entry ahead of an old one of its value",
              "if (list[middle] > entry)",
              "if (list[middle] >> 32 > entry >> 32)"),
-    Mutation("topk_tail", TOPK, LONG, "the last vector of a row",
+    Mutation("topk_tail", OFFER, LONG, "the last vector of a row",
              "at + i < end ?",
              "at + i < end - 1 ?"),
     Mutation("empty_slots_unwritten", TOPK, PATHS + "[1-9001-64-dtype2]", "found, but not NaN where none are",

@@ -29,6 +29,12 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return compile_runtime(tmp_path_factory.mktemp("runtime"))
 
 
+@pytest.fixture(scope="module")
+def watched_runtime(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Which tells ThreadSanitizer what it needs to know."""
+    return compile_runtime(tmp_path_factory.mktemp("watched"), TSAN)
+
+
 @pytest.fixture
 def checkout(copy: Path) -> Path:
     """The copy, with a csrc of its own."""
@@ -93,10 +99,10 @@ def test_a_planted_fault_is_caught(run: Run, checkout: Path, runtime: list[str],
 
 
 @pytest.mark.parametrize("mutation", RACES, ids=lambda mutation: mutation.name)
-def test_a_planted_race_is_caught(checkout: Path, mutation: Mutation) -> None:
+def test_a_planted_race_is_caught(checkout: Path, watched_runtime: list[str], mutation: Mutation) -> None:
     """Without one, the same test passes: tests/test_simt.py runs it so."""
     plant(mutation, checkout)
-    environment = compiled(checkout, UNIT[mutation.file], compile_runtime(checkout, TSAN), TSAN)
+    environment = compiled(checkout, UNIT[mutation.file], watched_runtime, TSAN)
     nodes = ["-p", "no:cacheprovider", str(ROOT / mutation.caught_by)]
     command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:faulthandler", *nodes]
     status, output = run_command(command, "forward", **environment, LD_PRELOAD=preload_of(TSAN))

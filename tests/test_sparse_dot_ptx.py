@@ -30,7 +30,7 @@ def inverted(b: SparseRows, order: str) -> list[Tensor | int]:
     given = [terms, places, entries, M, ranges, V * ranges, starts]
     run(program("find_lists"), "QQqqqqQ", given, (V * ranges // THREADS + 1,), 0, order, threads=THREADS)
     given = [terms, places, b.values, entries, M, postings]
-    run(program("make_postings"), "QQQqqQ", given, (-(-entries // THREADS),), 0, order, threads=THREADS)
+    run(program("make_postings"), "QQQqqQ", given, (entries // THREADS + 1,), 0, order, threads=THREADS)
     return [postings, starts, ranges, V]
 
 

@@ -48,6 +48,9 @@ class OnDevice {
       const auto* function = reinterpret_cast<const void*>(kernel);
       check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
                  "shared memory");
+      check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared),
+                 "shared memory, not L1");
     }
     check_cuda(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "launch");
   }
