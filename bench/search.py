@@ -4,7 +4,8 @@
     python bench/search.py --documents 100000 --seed 7 --queries 100
 
 Each kind of query is first answered by both and compared; a wrong answer ends the run with exit code 1. Then passes of
-the two alternate, and the median over the passes of a query's time counts.
+the two alternate; the least of a query's times counts, as other work on the machine only adds to them. The batch on two
+threads is judged by CPU time as well: on a busy machine a second core is not always there.
 """
 
 from __future__ import annotations
@@ -58,34 +59,43 @@ class Yardstick:
         return run
 
 
-def compare(index: sk.SparseIndex, yardstick: Yardstick, queries: scipy.sparse.csr_matrix, kind: str) -> None:
+def compare(
+    index: sk.SparseIndex, yardstick: Yardstick, queries: scipy.sparse.csr_matrix, kind: str, tolerance: float
+) -> None:
     scores, ids = (part.numpy() for part in index.search(queries, K))
     for q in range(queries.shape[0]):
         yardstick.call(queries[q])()
         expected = np.where(yardstick.ids >= 0, yardstick.scores, -np.inf)
         # The same products in the same order; the loop's compiler may fuse multiply-adds.
-        if not np.allclose(scores[q], expected, rtol=1e-5, atol=0) or ((ids[q] < 0) != (yardstick.ids < 0)).any():
+        if not np.allclose(scores[q], expected, rtol=tolerance, atol=0) or ((ids[q] < 0) != (yardstick.ids < 0)).any():
             sys.exit(f"{kind}: query {q} is wrong: {scores[q]} {ids[q]}, the C loop has {expected} {yardstick.ids}")
 
 
 def times_us(calls: list[list[Any]], passes: int) -> np.ndarray:
-    """[implementations, queries]: the median over passes that take turns."""
+    """[implementations, queries]: the least over passes that take turns."""
     times = np.zeros((passes, len(calls), len(calls[0])))
     for number in range(-1, passes):
         for i, of_one in enumerate(calls):
+            of_one[0]()  # brings back what the other pushed out of the caches
             for q, call in enumerate(of_one):
                 start = time.perf_counter()
                 call()
                 times[max(number, 0), i, q] = time.perf_counter() - start
-    return np.median(times, axis=0) * 1e6
+    return np.min(times, axis=0) * 1e6
 
 
-def batch_speedup(engine: Any, queries: scipy.sparse.csr_matrix, passes: int) -> float:
-    """How much faster a batch is on two threads than on one."""
+def batch_speedup(engine: Any, queries: scipy.sparse.csr_matrix, passes: int) -> tuple[float, float]:
+    """How much faster a batch is on two threads than on one: by the clock, and if each thread had a core to itself."""
     batch = _rows(queries[np.resize(np.arange(queries.shape[0]), BATCH)])
     calls = [[partial(engine.search, batch, K, n)] for n in (1, 2)]
-    one, two = times_us(calls, 2 * passes)[:, 0]
-    return float(one / two)
+    one, two = times_us(calls, 4 * passes)[:, 0]
+    cpu = np.zeros((2, 4 * passes))
+    for number in range(4 * passes):
+        for i, (call,) in enumerate(calls):
+            start = time.process_time()
+            call()
+            cpu[i, number] = time.process_time() - start
+    return float(one / two), float(2 * cpu[0].min() / cpu[1].min())
 
 
 def _rows(queries: scipy.sparse.csr_matrix) -> _index.Rows:
@@ -103,11 +113,11 @@ def run(N: int, options: argparse.Namespace) -> None:
         f"\n{N} documents, {documents.nnz / N:.0f} terms each; build {build_s:.2f} s "
         f"({build_s * 1e5 / N:.2f} s per 100,000), {stats['bytes'] / stats['postings']:.2f} bytes a posting\n"
     )
-    print("| queries | terms | postings | C loop, median us | ours, median us | ratio | ratio of means | least ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| queries | terms | postings | C loop, us | ours, us | ratio of medians | of means | least |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     counts = np.bincount(documents.indices, minlength=documents.shape[1])
     for kind, queries in kinds.items():
-        compare(index, yardstick, queries, kind)
+        compare(index, yardstick, queries, kind, options.tolerance)
         rows = [queries[q] for q in range(queries.shape[0])]
         ours = [partial(index._segments[0].engine.search, _rows(row), K, 1) for row in rows]
         loop, own = times_us([[yardstick.call(row) for row in rows], ours], options.passes)
@@ -118,7 +128,7 @@ def run(N: int, options: argparse.Namespace) -> None:
             f"{(loop / own).min():.2f} |"
         )
     speedup = batch_speedup(index._segments[0].engine, kinds["plain"], options.passes)
-    print(f"\nA batch of {BATCH} on 2 threads: {speedup:.2f}x")
+    print(f"\nA batch of {BATCH} on 2 threads: {speedup[0]:.2f}x by the clock, {speedup[1]:.2f}x by CPU time")
 
 
 def main() -> None:
@@ -127,8 +137,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200, help="of each kind")
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reorder", action="store_true", help="cluster the documents")
+    parser.add_argument("--compact", action="store_true", help="float16 rows; answers are then close, not the same")
     options = parser.parse_args()
-    options.build = {}
+    options.build = {"reorder": options.reorder, "compact": options.compact}
+    options.tolerance = 2e-3 if options.compact else 1e-5
     torch.set_num_threads(1)
     for N in options.documents:
         run(N, options)

@@ -12,6 +12,7 @@ constexpr int64_t kMaxTerms = 4096;  // above, rounding up takes a notable part 
 constexpr double kTopSum = 64000;    // what the largest possible score is scaled to
 constexpr double kLeastPart = 0.2;   // of the largest possible score: what the threshold may be expected to be
 constexpr double kRarePart = 0.5;    // or of what the terms without block maxima can add
+constexpr double kFlatPart = 0.05;   // of that threshold: what the sums may be too large by
 
 bool better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
 
@@ -94,7 +95,8 @@ void Searcher::prepare(const Rows& queries, int64_t query) {
 // The optional terms come first in terms_: as many of the most frequent for what they add as the threshold, which is
 // estimated here, lets be left out.
 void Searcher::split() {
-  n_optional_ = 0;
+  n_optional_ = n_flat_ = 0;
+  flat_sum_ = 0;
   optional_.clear();
   double rare = 0;
   for (Term& term : terms_) {
@@ -112,11 +114,27 @@ void Searcher::split() {
     rest += term.bound;
     n_optional_++;
   }
+  flatten(threshold);
   const auto expected = [&](const Term& term) { return term.weight * term.info.unit * term.info.mean; };
-  std::sort(terms_.begin(), terms_.begin() + n_optional_, [&](const Term& a, const Term& b) {
+  std::sort(terms_.begin() + n_flat_, terms_.begin() + n_optional_, [&](const Term& a, const Term& b) {
     return expected(a) > expected(b) || (expected(a) == expected(b) && a.number < b.number);
   });
-  for (int64_t i = 0; i < n_optional_; i++) optional_.push_back(frequent(terms_[i]));
+  for (int64_t i = n_flat_; i < n_optional_; i++) optional_.push_back(frequent(terms_[i]));
+}
+
+// The least of the optional terms are not looked at: every document is taken to have the most of them.
+void Searcher::flatten(double threshold) {
+  std::sort(terms_.begin(), terms_.begin() + n_optional_, [](const Term& a, const Term& b) {
+    return a.bound < b.bound || (a.bound == b.bound && a.number < b.number);
+  });
+
+  double rest = 0;
+  for (int64_t i = 0; i < n_optional_; i++) {
+    rest += terms_[i].bound;
+    if (rest > kFlatPart * threshold) break;
+    flat_sum_ = static_cast<uint16_t>(flat_sum_ + (255 * terms_[i].step >> 8) + 1);
+    n_flat_++;
+  }
 }
 
 FrequentTerm Searcher::frequent(const Term& term) const {

@@ -28,7 +28,7 @@ struct Hit {
 };
 
 // What the index knows of a term, side by side.
-struct alignas(32) TermInfo {
+struct TermInfo {
   int64_t first;   // posting
   uint32_t count;  // of postings
   int32_t slot;    // among the frequent terms, or -1
@@ -64,6 +64,7 @@ class Searcher {
   int64_t n_terms() const { return static_cast<int64_t>(terms_.size()); }
   void prepare(const Rows& queries, int64_t query);
   void split();
+  void flatten(double threshold);
   void search_stretch(int64_t first_range, int64_t n_ranges);
   void bound_range(int64_t range, int64_t offset);
   void add_term(const Term& term, int64_t range, int64_t n_groups, uint16_t* sums);
@@ -94,7 +95,8 @@ class Searcher {
   std::vector<uint32_t> bits_;    // a bit for each term
   std::vector<Term> terms_;       // the first n_optional_ add to no sum before `refine`
   std::vector<FrequentTerm> optional_;
-  int64_t n_optional_ = 0;
+  int64_t n_optional_ = 0, n_flat_ = 0;
+  uint16_t flat_sum_ = 0;
   double most_ = 0;    // no score is larger
   double scale_ = 0;   // of the sums
   double shrink_ = 0;  // what rounding may add to a score

@@ -17,8 +17,8 @@
 namespace stair {
 namespace {
 
-constexpr int64_t kExpandRarity = 12;   // terms of at least every 12th document are added by groups
-constexpr int64_t kSeedLanes = 4;       // maxima above the first threshold, for each of k
+constexpr int64_t kExpandRarity = 4;    // terms of at least every 4th document are added by groups
+constexpr int64_t kSeedLanes = 3;       // maxima above the first threshold, for each of k
 constexpr double kRemainderPart = 0.6;  // of the remainder that a document is expected not to get
 
 }  // namespace
@@ -45,12 +45,13 @@ void Searcher::bound_range(int64_t range, int64_t offset) {
     std::fill_n(maxima_.begin() + offset / kChunk * kLanes, n_chunks * kLanes, 0);
     return;
   }
-  if (n_optional_ == 0) {
-    std::fill(sums, sums + n_chunks * kChunk, 0);
+  if (optional_.empty()) {
+    std::fill(sums, sums + n_chunks * kChunk, flat_sum_);
   } else {
     // Sums of the optional terms are rounded down: 1 for each makes up for it.
-    kernels_.add_maxima(optional_.data(), n_optional_, range * (kRange / kBlock), n_blocks,
-                        static_cast<uint16_t>(n_optional_), remainders);
+    const int64_t n = static_cast<int64_t>(optional_.size());
+    kernels_.add_maxima(optional_.data(), n, range * (kRange / kBlock), n_blocks, static_cast<uint16_t>(n + flat_sum_),
+                        remainders);
     kernels_.spread(remainders, n_blocks, sums);
   }
   const bool more = (range + 1) * kRange < layout_.n_documents;
@@ -76,11 +77,12 @@ bool Searcher::skips(int64_t range) const {
 }
 
 void Searcher::fetch_segment(const Term& term, int64_t range) const {
-  constexpr int64_t kMost = 512;  // the hardware follows a longer run by itself
   const int64_t first = term.info.first + term.segments[range];
-  const int64_t end = std::min(first + kMost, term.info.first + term.segments[range + 1]);
-  fetch(layout_.documents + first, layout_.documents + end);
-  fetch(layout_.codes + first, layout_.codes + end);
+  const uint16_t* documents = layout_.documents + first;
+  const uint8_t* codes = layout_.codes + first;
+  // Unconditionally what most segments have; the hardware follows a longer run by itself.
+  for (int64_t line = 0; line < 4; line++) fetch(documents + 32 * line);
+  for (int64_t line = 0; line < 2; line++) fetch(codes + 64 * line);
 }
 
 void Searcher::add_term(const Term& term, int64_t range, int64_t n_groups, uint16_t* sums) {
@@ -127,7 +129,7 @@ void Searcher::seed(int64_t n_chunks) {
     const int64_t first = live_.group[g] * kGroup - base_;
     for (uint64_t left = live_.documents[g]; left != 0; left &= left - 1) {
       const uint32_t document = static_cast<uint32_t>(first + __builtin_ctzll(left));
-      const double remainder = n_optional_ > 0 ? remainders_[document / kBlock] : 0;
+      const double remainder = !optional_.empty() ? remainders_[document / kBlock] : 0;
       const double expected = sums_[document] - kRemainderPart * remainder;
       candidates_.push_back({document, static_cast<uint16_t>(std::max(expected, 0.0))});
     }
@@ -147,8 +149,9 @@ void Searcher::seed(int64_t n_chunks) {
 
 void Searcher::refine(int64_t n_chunks) {
   const Codes codes{layout_.codes, layout_.n_postings};
-  for (int64_t i = 0; i < n_optional_ && live_.size > 0; i += kLevel) {
-    int64_t n_terms = std::min(kLevel, n_optional_ - i);
+  const int64_t n_optional = static_cast<int64_t>(optional_.size());
+  for (int64_t i = 0; i < n_optional && live_.size > 0; i += kLevel) {
+    int64_t n_terms = std::min(kLevel, n_optional - i);
     if (prefers_all(i, n_terms, n_chunks)) {
       refine_all(i, n_terms, n_chunks);
       n_terms = 0;  // only the comparison with the threshold is left to do
@@ -159,7 +162,7 @@ void Searcher::refine(int64_t n_chunks) {
 
 // Whether so many groups are live that all the postings of these terms are read faster. In cycles, as measured.
 bool Searcher::prefers_all(int64_t first, int64_t n_terms, int64_t n_chunks) const {
-  constexpr double kGroupCost = 9, kDocumentCost = 6, kPostingCost = 3, kSpreadCost = 6;
+  constexpr double kGroupCost = 9, kDocumentCost = 6, kPostingCost = 2, kSpreadCost = 6;
   double live = kGroupCost * static_cast<double>(live_.size);
   if (!kernels_.expands) {
     int64_t documents = 0;
@@ -167,7 +170,7 @@ bool Searcher::prefers_all(int64_t first, int64_t n_terms, int64_t n_chunks) con
     live = kDocumentCost * static_cast<double>(documents);
   }
   double postings = 0;
-  for (int64_t i = first; i < first + n_terms; i++) postings += terms_[i].info.count;
+  for (int64_t i = first; i < first + n_terms; i++) postings += terms_[n_flat_ + i].info.count;
   postings *= static_cast<double>(n_chunks * kChunk) / static_cast<double>(layout_.n_documents);
   return live * static_cast<double>(n_terms) > kPostingCost * postings + kSpreadCost * kChunkGroups * n_chunks;
 }
@@ -180,7 +183,8 @@ void Searcher::refine_all(int64_t first, int64_t n_terms, int64_t n_chunks) {
     uint16_t* sums = sums_.data() + chunk * kChunk;
     kernels_.add_maxima(optional_.data() + first, n_terms, range * (kRange / kBlock), n_blocks, 0, scratch_.data());
     kernels_.unspread(scratch_.data(), n_blocks, sums);
-    for (int64_t i = first; i < first + n_terms; i++) add_term(terms_[i], range, n_blocks / kGroupBlocks, sums);
+    for (int64_t i = first; i < first + n_terms; i++)
+      add_term(terms_[n_flat_ + i], range, n_blocks / kGroupBlocks, sums);
   }
 }
 
