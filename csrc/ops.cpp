@@ -43,6 +43,13 @@ STABLE_TORCH_LIBRARY(stair, m) {
   m.def(
       "sparse_dot_backward(Tensor grad_score, Tensor a_indices, Tensor b_values, Tensor b_indices, int vocab_size) "
       "-> Tensor");
+  // -> scores [Q, k] float32, ids [Q, k] int64: SparseIndex.search. Queries [Q, K], terms ascending, empty slots (-1)
+  // last; the other tensors are the index's arrays of those names. A query with a weight that is negative or not
+  // finite, or with a term twice, has scores NaN and ids -1. CUDA only, k <= 2,048, K <= 1,024.
+  m.def(
+      "search(Tensor indices, Tensor values, Tensor ids, Tensor ranks, Tensor row_starts, Tensor row_terms, "
+      "Tensor row_weights, Tensor term_starts, Tensor segments, Tensor documents, Tensor codes, Tensor units, int k) "
+      "-> (Tensor, Tensor)");
   // -> flops [] float32, column means [V] float32
   m.def("flops(Tensor values, Tensor indices, int vocab_size) -> (Tensor, Tensor)");
   // a b^T [M, N] float32 of a [M, K], b [N, K]: the same bits for any number of threads

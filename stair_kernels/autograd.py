@@ -123,6 +123,12 @@ def _(grad_score: Tensor, a_indices: Tensor, b_values: Tensor, b_indices: Tensor
     return b_values.new_empty(a_indices.shape)
 
 
+@torch.library.register_fake("stair::search")
+def _(indices: Tensor, values: Tensor, ids: Tensor, *arrays_and_k: Any) -> tuple[Tensor, Tensor]:
+    shape = (indices.shape[0], arrays_and_k[-1])
+    return values.new_empty(shape), ids.new_empty(shape)
+
+
 @torch.library.register_fake("stair::flops")
 def _(values: Tensor, indices: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     return values.new_empty(()), values.new_empty((vocab_size,))

@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from stair_kernels import index_files
+from stair_kernels import index_files, index_gpu
 from stair_kernels.index_files import _index
 from stair_kernels.index_inputs import Rows, checked_allowed, checked_ids, checked_rows
 from stair_kernels.index_segments import Segment
@@ -94,6 +94,18 @@ class SparseIndex:
         segments = self._segments
         segment = segments[0] if _is_compacted(segments) else _merged(segments, False)
         index_files.write(path, segment.counts, segment.arrays)
+
+    def to(self, device: str | torch.device) -> index_gpu.DeviceIndex:
+        """The index as it is now on a CUDA device, to search there; it does not change when this one does.
+
+        Raises:
+            ValueError: for another kind of device.
+            RuntimeError: without the CUDA library.
+        """
+        device = index_gpu.checked_device(device)
+        segments = self._segments
+        segment = segments[0] if _is_compacted(segments) else _merged(segments, False)
+        return index_gpu.DeviceIndex(index_gpu.as_tensors(segment.arrays, device))
 
     def add(self, rows: Rows, ids: Any = None) -> None:
         """Add documents, found by the searches that begin from now on; rounded to float16 in a compact index.

@@ -20,9 +20,10 @@ import stair_kernels as sk
 
 HERE = Path(__file__).parent
 OPERATORS = ("vocab_pool", "vocab_topk", "topk", "sparse_dot", "flops", "stair_loss", "head_properties")
-TESTS = [str(HERE / f"test_{name}.py") for name in (*OPERATORS, "gpu")]
+TESTS = [str(HERE / f"test_{name}.py") for name in (*OPERATORS, "search_gpu", "gpu")]
 # Forward and backward of every operator that has a kernel on the device, in small.
 SANITIZED = [str(HERE / "test_gpu.py"), "-k", "same_bits_on_repeats"]
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # PyTorch's allocator would hide what lies past a tensor in one large allocation of its own.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
@@ -73,7 +74,7 @@ def run(device: torch.device, *command: str, **environment: str) -> int:
 
 
 def sanitized(device: torch.device, pytest: list[str]) -> int:
-    """A few tests under compute-sanitizer's memcheck and racecheck."""
+    """A few tests under each of compute-sanitizer's tools."""
     sanitizer = shutil.which("compute-sanitizer")
     if device.type != "cuda":
         print(f"compute-sanitizer: not run, {device} is no CUDA device")
@@ -82,10 +83,7 @@ def sanitized(device: torch.device, pytest: list[str]) -> int:
         print("compute-sanitizer: not run, it is not on the PATH (it comes with NVIDIA's CUDA toolkit)")
         return 0
     options = ["--error-exitcode", "1", "--target-processes", "all"]
-    codes = [
-        run(device, sanitizer, "--tool", tool, *options, *pytest, *SANITIZED, **UNCACHED)
-        for tool in ("memcheck", "racecheck")
-    ]
+    codes = [run(device, sanitizer, "--tool", tool, *options, *pytest, *SANITIZED, **UNCACHED) for tool in TOOLS]
     return max(codes)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from heads import make_head
+from search_cases import arrays_of, documents
 from test_sparse_dot import zipf_rows
 from torch import Tensor
 
 import stair_kernels as sk
-from stair_kernels import SparseRows, VocabHead
+from stair_kernels import SparseRows, VocabHead, index_gpu
 
 Tensors = tuple[Tensor, ...]
 V = 9000  # chunks of 4,096 and a rest
@@ -19,12 +20,13 @@ V = 9000  # chunks of 4,096 and a rest
 
 @dataclass(frozen=True)
 class Step:
-    """A call of an operator; the first result is differentiated by every floating input."""
+    """A call of an operator; the first result is differentiated by every floating input, where it can be."""
 
     operator: str
     make: Callable[[], Tensors]  # inputs on the CPU, of the same shapes every time
     run: Callable[..., Tensors]
     name: str = ""  # of the test, where it is not the operator's
+    differentiable: bool = True
 
 
 def masked() -> Tensors:
@@ -49,6 +51,13 @@ def sparse() -> Tensors:
     return a.values, a.indices, b.values, b.indices
 
 
+def searching() -> Tensors:
+    """A query's values and indices, and the arrays of an index that is always the same."""
+    rows = documents("words", 20000, 500, 6)
+    queries = zipf_rows(37, 20, 500)
+    return queries.values, queries.indices, *arrays_of(rows).values()
+
+
 def run_topk(hidden: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensors:
     rows = sk.vocab_topk(hidden, weight, bias, mask, k=50)
     return rows.values, rows.indices, rows.positions
@@ -68,6 +77,11 @@ def run_sparse_dot(a: Tensor, a_indices: Tensor, b: Tensor, b_indices: Tensor) -
     return (sk.sparse_dot(SparseRows(a, a_indices, None, V), SparseRows(b, b_indices, None, V)),)
 
 
+def run_search(values: Tensor, indices: Tensor, *arrays: Tensor) -> Tensors:
+    names = ("ids", "ranks", *index_gpu.COPIED)
+    return index_gpu.DeviceIndex(dict(zip(names, arrays))).search(SparseRows(values, indices, None, 500), 10)
+
+
 STEPS = [
     Step("vocab_pool", masked, lambda *head: (sk.vocab_pool(*head),)),
     Step("vocab_pool", packed, lambda *head: (sk.vocab_pool(*head[:3], cu_seqlens=head[3]),), "vocab_pool_packed"),
@@ -75,6 +89,7 @@ STEPS = [
     Step("stair_loss", towers, run_loss),
     Step("topk", lambda: (torch.randn(37, V),), run_topk_of_dense),
     Step("sparse_dot", sparse, run_sparse_dot),
+    Step("search", searching, run_search, differentiable=False),
     Step("flops", lambda: sparse()[:2], lambda *rows: (sk.flops(SparseRows(*rows, None, V)),)),
 ]
 
@@ -85,6 +100,8 @@ def forward(step: Step, inputs: Tensors) -> Tensors:
 
 
 def with_gradients(step: Step, inputs: Tensors) -> Tensors:
+    if not step.differentiable:
+        return forward(step, inputs)
     leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
     results = step.run(*leaves)
     grads = torch.autograd.grad(results[0].square().sum(), [leaf for leaf in leaves if leaf.requires_grad])

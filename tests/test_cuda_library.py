@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cuda_library import LIBRARY, built, cuobjdump, program, run
+from far import holes
 from heads import same_rows
 from ptx.traffic import measured
 from test_vocab_topk_gpu import expected, make_saved
@@ -20,12 +24,71 @@ from stair_kernels import reference, tiles
 
 pytestmark = built
 
-# Registers, of 65,536 a multiprocessor: 64 for 1,024 threads, 40 for 1,536; bytes of static shared memory.
-LIMITS = {"topk_rows": (64, 8 << 10), "merge_rows": (64, 8 << 10), "score_rows": (40, 18 << 10)}
-LIMITS |= {"grad_rows": (40, 18 << 10), "find_lists": (40, 0), "make_postings": (40, 0), "start_scores": (40, 0)}
 RESERVED = 1 << 10  # bytes of a block's shared memory that are the system's, from sm_90 on counted with its own
-LIMITS |= {"weigh": (64, 48 << 10), "sum_columns": (64, 48 << 10), "sum_rows": (64, 48 << 10)}
-KERNELS = 6 + 5 + 8  # of topk.cu, sparse_dot.cu and rows_backward.cu
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one takes at most, and how many of its blocks a multiprocessor is to hold at a time."""
+
+    registers: int  # a thread
+    static_bytes: int  # of shared memory
+    dynamic_bytes: int  # of the sizes that the number of blocks is for
+    threads: int
+    blocks: tuple[int, int, int]  # with 164 KiB of shared memory (sm_80), 228 (sm_90, sm_100), 100 (the others)
+
+
+SELECTED = 8 << 10  # room of a selection of up to 256
+SEARCHED = (32 << 10) + SELECTED + 64 * 32  # a range's sums, and 64 terms
+KERNELS = {
+    # 16 loads of 16 bytes a thread in flight want 64 registers: half of the threads of a multiprocessor
+    "topk_rows": Kernel(64, 2 << 10, SELECTED, 256, (4, 4, 4)),
+    "merge_rows": Kernel(64, 2 << 10, SELECTED + 256 * 4, 256, (4, 4, 4)),
+    "merge_best": Kernel(64, 2 << 10, SELECTED, 256, (4, 4, 4)),
+    "sum_rows": Kernel(64, 8 << 10, 0, 256, (4, 4, 4)),
+    # scores or gradients of a range take 16 KiB: three quarters of the threads where there are 228
+    "score_rows": Kernel(40, 18 << 10, 0, 128, (8, 12, 5)),
+    "grad_rows": Kernel(40, 18 << 10, 0, 128, (8, 12, 5)),
+    # the sums of a range take 32 KiB
+    "search_range": Kernel(48, 2 << 10, SEARCHED, 256, (3, 5, 2)),
+    # all threads
+    "find_lists": Kernel(32, 0, 0, 128, (16, 16, 12)),
+    "make_postings": Kernel(32, 0, 0, 128, (16, 16, 12)),
+    "start_scores": Kernel(32, 0, 0, 128, (16, 16, 12)),
+    "weigh": Kernel(32, 0, 0, 256, (8, 8, 6)),
+    "sum_columns": Kernel(40, 0, 0, 256, (8, 8, 6)),
+    "plan_queries": Kernel(40, 0, 0, 256, (8, 8, 6)),
+    "write_best": Kernel(32, 0, 0, 256, (8, 8, 6)),
+}
+COUNT = 6 + 5 + 8 + 4  # of topk.cu, sparse_dot.cu, rows_backward.cu and search.cu
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """The programming guide's limits of a compute capability."""
+
+    threads: int
+    blocks: int
+    shared_bytes: int
+    registers: int = 65536
+
+    def holds(self, registers: int, shared_bytes: int, threads: int) -> int:
+        """Blocks at a time. Registers are given a warp in units of 256, shared memory in units of 128 bytes."""
+        warps = threads // 32
+        of_block = -(-registers * 32 // 256) * 256 * warps
+        shared_bytes = -(-(shared_bytes + RESERVED) // 128) * 128
+        limits = self.threads // threads, self.blocks, self.registers // of_block, self.shared_bytes // shared_bytes
+        return min(limits)
+
+
+MULTIPROCESSORS = {
+    80: Multiprocessor(2048, 32, 164 << 10),
+    86: Multiprocessor(1536, 16, 100 << 10),
+    89: Multiprocessor(1536, 24, 100 << 10),
+    90: Multiprocessor(2048, 32, 228 << 10),
+    100: Multiprocessor(2048, 32, 228 << 10),
+    120: Multiprocessor(1536, 24, 100 << 10),
+}
 THREADS = 256
 MAX_BANK_CONFLICTS = 1.25  # turns of the banks beside the fewest: the sort costs some
 TYPES = {torch.float32: "f", torch.bfloat16: "NS_8BFloat16E", torch.float16: "NS_7Float16E"}
@@ -41,7 +104,7 @@ def test_compiled_for_every_architecture() -> None:
 def test_loads_without_a_gpu_and_registers_its_operators() -> None:
     """On a CPU-only torch as well: it links neither libtorch_cuda nor a shared libcudart."""
     has_kernel = "torch._C._dispatch_has_kernel_for_dispatch_key"
-    names = "topk", "topk_merge", "sparse_dot", "sparse_dot_backward", "vocab_topk_backward"
+    names = "topk", "topk_merge", "sparse_dot", "sparse_dot_backward", "vocab_topk_backward", "search"
     code = (
         f"import torch, stair_kernels; torch.ops.load_library({str(LIBRARY)!r});"
         f"assert all({has_kernel}('stair::' + name, 'CUDA') for name in {names})"
@@ -51,17 +114,51 @@ def test_loads_without_a_gpu_and_registers_its_operators() -> None:
     assert not re.search(r"NEEDED.*(torch_cuda|torch_python|cudart)", needed)
 
 
+@cache
+def usages() -> list[tuple[int, str, dict[str, int]]]:
+    """Architecture, kernel, and its numbers of every cubin in the library."""
+    found = []
+    for part in cuobjdump("-res-usage").split("Fatbin elf code:")[1:]:
+        arch = int(re.findall(r"arch = sm_(\d+)", part)[0])
+        for mangled, usage in re.findall(r"Function (\S+):\s+(REG:.*)", part):
+            (name,) = [name for name in KERNELS if re.search(rf"\d{name}[EI]", mangled)]
+            numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
+            if arch >= 90:
+                numbers["SHARED"] = max(numbers["SHARED"] - RESERVED, 0)
+            found.append((arch, name, numbers))
+    return found
+
+
 def test_no_spills_and_registers_for_all_blocks() -> None:
     """Those of topk ask for at most 40 KiB of shared memory besides: together below 48."""
-    kernels = re.findall(r"Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage"))
-    assert len(kernels) == KERNELS * len(tiles.ARCHITECTURES)
-    for mangled, usage in kernels:
-        (name,) = [name for name in LIMITS if name in mangled]
-        registers, shared_bytes = LIMITS[name]
-        numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
-        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} spills: {usage}"
-        assert numbers["REG"] <= registers, f"{name}: {usage}"
-        assert numbers["SHARED"] <= shared_bytes + RESERVED, f"{name}: {usage}"
+    assert len(usages()) == COUNT * len(tiles.ARCHITECTURES)
+    for arch, name, numbers in usages():
+        kernel, message = KERNELS[name], f"{name} on sm_{arch}: {numbers}"
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"spills: {message}"
+        assert numbers["REG"] <= kernel.registers, message
+        assert numbers["SHARED"] <= kernel.static_bytes, message
+
+
+def test_blocks_on_a_multiprocessor() -> None:
+    """What registers, shared memory and threads let in, for the sizes of a selection of up to 256."""
+    assert set(MULTIPROCESSORS) == set(tiles.ARCHITECTURES)
+    for arch, name, numbers in usages():
+        kernel = KERNELS[name]
+        shared_bytes = numbers["SHARED"] + kernel.dynamic_bytes
+        held = MULTIPROCESSORS[arch].holds(numbers["REG"], shared_bytes, kernel.threads)
+        wanted = kernel.blocks[{164: 0, 228: 1, 100: 2}[MULTIPROCESSORS[arch].shared_bytes >> 10]]
+        assert held >= wanted, f"{name} on sm_{arch}: {held} blocks, wanted {wanted}: {numbers}"
+
+
+def test_what_a_multiprocessor_holds() -> None:
+    """As NVIDIA's occupancy calculator has it."""
+    hopper, ada = MULTIPROCESSORS[90], MULTIPROCESSORS[89]
+    assert hopper.holds(32, 0, 256) == 8  # threads
+    assert hopper.holds(33, 0, 256) == 6  # 40 registers
+    assert hopper.holds(16, 0, 32) == 32  # blocks
+    assert hopper.holds(16, 113 << 10, 128) == 2  # 114 KiB each
+    assert hopper.holds(16, (113 << 10) + 1, 128) == 1
+    assert ada.holds(48, 44 << 10, 256) == 2
 
 
 def test_memory_traffic() -> None:
@@ -102,6 +199,18 @@ def test_topk_from_its_ptx(B: int, V: int, k: int, dtype: torch.dtype, order: st
     given = [dense, V, 4096 * 2, kept, 1024, k, None, values, indices]
     run(program("topk_rows", TYPES[dtype]), "QqqiiqQQQ", given, (B,), 8 * 1024, order)
     same_rows(sk.SparseRows(values, indices, None, V), reference.topk(dense, k))
+
+
+def test_topk_of_rows_past_2_to_the_31(tmp_path: Path) -> None:
+    """B * V: the last block reads there."""
+    V, k = 8192, 20
+    B = 2**31 // V + 2
+    dense = holes(tmp_path, B, V, dtype=torch.float32)
+    dense[-1] = torch.randn(V)
+    values, indices = torch.full((B, k), torch.nan), torch.full((B, k), -7, dtype=torch.int32)
+    given = [dense, V, V, k, 1024, k, None, values, indices]
+    run(program("topk_rows", "f"), "QqqiiqQQQ", given, (B,), 8192, "lockstep", first_block=B - 1)
+    same_rows(sk.SparseRows(values[-1:], indices[-1:], None, V), reference.topk(dense[-1:], k))
 
 
 def test_topk_of_parts_from_its_ptx() -> None:

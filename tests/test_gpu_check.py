@@ -85,7 +85,7 @@ def test_sanitizers_run_where_they_are_and_their_findings_count(monkeypatch: pyt
     monkeypatch.setattr(gpu_check, "run", run)
     monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/cuda/{name}")
     assert gpu_check.sanitized(torch.device("cuda"), ["pytest"]) == 1
-    assert [command[2] for command, _ in ran] == ["memcheck", "racecheck"]
+    assert [command[2] for command, _ in ran] == ["memcheck", "racecheck", "initcheck", "synccheck"]
     assert all(environment == gpu_check.UNCACHED for _, environment in ran)
 
 

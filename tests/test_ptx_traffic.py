@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
+from ptx.handwritten import HEADER, entry
+from ptx.machine import ORDERS, Order, Program
 from ptx.shared_memory import Rows
-from ptx.traffic import Cost, add_global, add_shared
+from ptx.traffic import Cost, add_global, add_shared, measured
 
 LANES = np.arange(32)
 
@@ -47,3 +51,23 @@ def test_every_warp_pays_for_itself() -> None:
     add_global(sectors, lanes % 32 * 4, lanes, 4)
     assert (shared.paid, shared.least, sectors.paid, sectors.least) == (2, 2, 8, 8)
     assert shared.ratio == 1
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_instructions_of_warps(order: str) -> None:
+    """A warp whose lanes part goes both ways; one that stays together goes one."""
+    body = """
+	setp.lt.u32 %p0, %i, 16;
+	@%p0 bra low;
+	mov.u32 %r0, 1;
+	mov.u32 %r1, 2;
+	bra end;
+low:
+	mov.u32 %r0, 3;
+end:"""
+    with measured() as (memory, traffic):
+        parameters = struct.pack("<Q", memory.add(np.zeros(1, np.int32), "out"))
+        Program(HEADER + entry("kernel", ["out"], body)).launch((2,), (64,), parameters, memory, order=Order(order))
+    common, high, low = 4, 3, 1
+    parted, together = common + high + low, common + high
+    assert traffic.instructions == 2 * (parted + together)

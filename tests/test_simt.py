@@ -21,16 +21,16 @@ OPTIONS = {
 }
 OPERATOR_TESTS = (
     *("test_topk.py", "test_topk_gpu.py", "test_sparse_dot.py", "test_sparse_dot_gpu.py"),
-    *("test_vocab_topk.py", "test_vocab_topk_gpu.py"),
+    *("test_vocab_topk.py", "test_vocab_topk_gpu.py", "test_search_gpu.py"),
 )
 # The same on every device, or before the kernels.
-SAME = ("opcheck", "compile", "bad_input", "without_the_library", "behind_our_back")
+SAME = ("opcheck", "compile", "bad_input", "without_the_library", "behind_our_back", "cuda_devices_alone")
 # Of vocab_topk only the backward is CUDA C++ as a whole.
 BACKWARD = "(not test_vocab_topk.py or gradient or frozen or stride or empty_sizes)"
 # What is run in other orders and under sanitizers.
 SHAPES = (
     "shapes_that_break or nan_anywhere or merged or lists or (test_sparse_dot.py and float64)"
-    " or test_vocab_topk_gpu.py or (gradients_match_float64 and elu1p)"
+    " or test_vocab_topk_gpu.py or later_groups or (gradients_match_float64 and elu1p)"
 )
 PATHS = "every_path_once"
 

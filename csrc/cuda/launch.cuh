@@ -23,6 +23,9 @@ inline void check_cuda(cudaError_t status, const char* what) {
   STAIR_CHECK(status == cudaSuccess, "stair_kernels: ", what, ": ", cudaGetErrorString(status));
 }
 
+// Bytes of shared memory that a launch may ask for without leave: with a kernel's own variables below 48 KiB.
+constexpr int64_t kGranted = 40 << 10;
+
 // The device of a tensor: the current one while this lives.
 class OnDevice {
  public:
@@ -41,6 +44,14 @@ class OnDevice {
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = size_t(shared_bytes);
     config.stream = stream();
+    if (shared_bytes > kGranted) {
+      const auto* function = reinterpret_cast<const void*>(kernel);
+      check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+                 "shared memory");
+      check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared),
+                 "shared memory, not L1");
+    }
     check_cuda(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "launch");
   }
 

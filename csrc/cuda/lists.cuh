@@ -52,12 +52,16 @@ __global__ void find_lists(const int32_t* terms, const int64_t* order, int64_t e
   starts[key] = int32_t(begin);
 }
 
-// A thread an entry of b [N, M]. A document that repeats a term, as none should, has one posting with the sum: two
-// threads would add to one score at a time.
+// A thread an entry of b [N, M], and one for the pair of the last. A document that repeats a term, as none should, has
+// one posting with the sum: two threads would add to one score at a time.
 __global__ void make_postings(const int32_t* terms, const int64_t* order, const float* values, int64_t entries,
                               int64_t M, Posting* postings) {
   const int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (p >= entries) return;
+  if (p > entries) return;
+  if (p == entries) {  // the pair of the last
+    postings[p] = {kNoRow, 0.0f};
+    return;
+  }
   const int64_t row = order[p] / M;
   const int32_t term = terms[p];
   if (term < 0 || (p > 0 && terms[p - 1] == term && order[p - 1] >= row * M)) {
@@ -100,7 +104,7 @@ struct Inverted {
     device.launch(&find_lists, dim3(blocks_of(lists + 1, kThreads)), kThreads, 0, term, place, entries, M,
                   std::max<int64_t>(ranges, 1), lists, starts.mutable_data_ptr<int32_t>());
     if (entries > 0)
-      device.launch(&make_postings, dim3(blocks_of(entries, kThreads)), kThreads, 0, term, place,
+      device.launch(&make_postings, dim3(blocks_of(entries + 1, kThreads)), kThreads, 0, term, place,
                     values.const_data_ptr<float>(), entries, M, static_cast<Posting*>(postings.mutable_data_ptr()));
   }
 

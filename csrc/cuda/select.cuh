@@ -128,7 +128,7 @@ class Selection {
 };
 
 // Entries below the bound leave; the others close ranks, in place: 256 are read before any of their slots is written.
-__device__ void Selection::keep_best() {
+inline __device__ void Selection::keep_best() {
   const int n = min(shared_.count, capacity_), lane = threadIdx.x % 32;
   const uint64_t lowest = lowest_of_best(n);
   if (threadIdx.x == 0) shared_.count = 0;
@@ -151,7 +151,7 @@ __device__ void Selection::keep_best() {
 
 // A number that exactly the k best of n > k entries reach: by digits of 8 bits, from the first bit in which two entries
 // differ until the entries that share all digits so far are all wanted, which is two or three digits, seldom more.
-__device__ uint64_t Selection::lowest_of_best(int n) {
+inline __device__ uint64_t Selection::lowest_of_best(int n) {
   int bits = 8, shift = highest_difference(n) - 7, want = k_;
   if (shift < 0) shift = 0;
   uint64_t prefix = shift + bits < 64 ? entries_[0] >> (shift + bits) << (shift + bits) : 0;
@@ -174,7 +174,7 @@ __device__ uint64_t Selection::lowest_of_best(int n) {
 }
 
 // The place of the highest bit in which two of the n entries differ.
-__device__ int Selection::highest_difference(int n) {
+inline __device__ int Selection::highest_difference(int n) {
   uint64_t differing = 0;
   for (int i = threadIdx.x; i < n; i += kThreads) differing |= entries_[i] ^ entries_[0];
 #pragma unroll
@@ -187,7 +187,7 @@ __device__ int Selection::highest_difference(int n) {
 }
 
 // The digit of the entry that `want` of them reach, by what is in its bin and in those above: a bin a thread.
-__device__ void Selection::find_bin(int want) {
+inline __device__ void Selection::find_bin(int want) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, within = shared_.bins[threadIdx.x];
   int from_here = within;
 #pragma unroll
@@ -209,7 +209,7 @@ __device__ void Selection::find_bin(int want) {
 }
 
 // Bitonic. Where the two of a pair are at most 32 apart, the 32 pairs of a warp lie in 64 slots that are its own.
-__device__ void Selection::sort(int n) {
+inline __device__ void Selection::sort(int n) {
   int padded = 64;
   while (padded < n) padded *= 2;
   for (int i = n + threadIdx.x; i < padded; i += kThreads) entries_[i] = kNoEntry;

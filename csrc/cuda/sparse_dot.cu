@@ -9,18 +9,18 @@
 // Why this and not a query's terms dense in shared memory with all documents gathering from them: that looks at all
 // Q N K entries, this at the Q N S that match, S terms that a query and a document share. Q = N = 16,384, K = 64, V =
 // 30,522, terms as frequent as words (bench/work_sparse.py's, S = 4), an H100 (132 multiprocessors at 1.755 GHz, L2
-// 5.5 TB/s, memory 3.35 TB/s). Predicted, by bench/sparse_dot_gpu.py; nothing here has been timed:
+// 5.5 TB/s, memory 3.35 TB/s). Predicted, the lists' by bench/predict_cuda.py; nothing here has been timed:
 //
 //   dense query   64 x Q N entries of 8 bytes from L2, 137 GB: 25 ms; their gathers, 3.5 turns of the banks for 32
 //                 lanes at random: 8.1 ms. Eight queries a block, their terms found through a bitmap: an eighth of
 //                 the bytes, more turns for each.
 //   lists         4 x Q N postings of 8 bytes from L2, and what the scores start with, 9.7 GB: 1.8 ms; a load and a
-//                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; the scores themselves,
-//                 1.1 GB to memory: 0.3 ms
+//                 store of a score for each, 3.5 turns again, and the lists' bounds: 1.3 ms; instructions, one a
+//                 clock and scheduler: 2.2 ms; the scores themselves, 1.1 GB to memory: 0.3 ms
 //
-// The bound is L2; what is left out is the making of the lists, a sort of N K entries, which few queries do not pay
-// for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing would be read twice
-// from a copy in shared memory that cp.async could make.
+// The bounds are L2 and the instructions; what is left out is the making of the lists, a sort of N K entries, which few
+// queries do not pay for. Postings are used once by a block, and go from L2 to registers 16 bytes a thread: nothing
+// would be read twice from a copy in shared memory that cp.async could make.
 #include <cmath>
 
 #include "cuda/launch.cuh"

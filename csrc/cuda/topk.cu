@@ -1,78 +1,15 @@
 // topk: the k largest positive entries of each dense row, and topk_merge: those of a chunk of the vocabulary merged
 // into a row's k best so far. A block a row; with few rows several blocks a row, whose k best a second launch selects
 // from. How a block selects, and why so: select.cuh.
-#include <cmath>
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "cuda/numbers.cuh"
-#include "cuda/select.cuh"
+#include "cuda/offer.cuh"
 
 namespace stair {
 namespace {
 
-constexpr int kTile = 4096;  // elements that a block reads at a time: 16 a thread, two to eight loads in flight
-constexpr int kEach = kTile / kThreads;
 constexpr int kBlocksEach = 4;  // on a multiprocessor: 64 registers a thread, 64 KiB of loads in flight
-constexpr float kInfinity = INFINITY;
-
-// What the elements of a row are to a selection: values, or of the second launch entries.
-template <class T>
-struct Element {
-  using Value = float;
-  static __device__ float none() { return -kInfinity; }
-  static __device__ float of(T x) { return widen(x); }
-  static __device__ uint64_t entry(float value, int index) { return entry_of(value, index); }
-};
-template <>
-struct Element<uint64_t> {
-  using Value = uint64_t;
-  static __device__ uint64_t none() { return kNoEntry; }
-  static __device__ uint64_t of(uint64_t x) { return x; }
-  static __device__ uint64_t entry(uint64_t entry, int) { return entry; }
-};
-
-// out[i] is element at + i of `elements`, none outside of [begin, end). elements + at is a multiple of 16 bytes.
-template <class T, int N>
-__device__ __forceinline__ void load(const T* elements, int at, int begin, int end,
-                                     typename Element<T>::Value (&out)[N]) {
-  static_assert(N * sizeof(T) == 16);
-  if (at >= begin && at + N <= end) {
-    union {
-      uint4 all;
-      T each[N];
-    } loaded;
-    loaded.all = load_once(elements + at);
-#pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = Element<T>::of(loaded.each[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      out[i] = at + i >= begin && at + i < end ? Element<T>::of(elements[at + i]) : Element<T>::none();
-  }
-}
-
-// Offers row [n], whose first element has the index `first`. It may start anywhere: V need not be a multiple of 16
-// bytes.
-template <class T>
-__device__ void offer_row(Selection& selection, const T* row, int n, int first) {
-  constexpr int N = 16 / sizeof(T), kLoads = kEach / N;
-  const auto begin = int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
-  const T* elements = row - begin;
-  const int end = begin + n;
-  for (int tile = 0; tile < end; tile += kTile) {
-    typename Element<T>::Value value[kLoads][N];
-    const int mine = tile + int(threadIdx.x) * N;
-#pragma unroll
-    for (int l = 0; l < kLoads; ++l) load<T, N>(elements, mine + l * kThreads * N, begin, end, value[l]);
-    uint32_t wanted = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) wanted |= uint32_t(selection.passes(value[i / N][i % N])) << i;
-    selection.offer<kEach>(wanted, [&](int i) {
-      return Element<T>::entry(value[i / N][i % N], first + mine - begin + i / N * kThreads * N + i % N);
-    });
-  }
-}
 
 // Block (row, part) of a grid [B, parts]: the k best of columns part * span and on of dense [B, V]. Where there are
 // several parts they go to best [B, parts, k], in no order; otherwise to values and indices [B, width], k <= width.
@@ -225,7 +162,7 @@ void topk_merge(Tensor keys, Tensor positions, const Tensor& raw, const Tensor& 
   const OnDevice device(raw);
   const int capacity = capacity_of(k);
   const int64_t shared_bytes = capacity * int64_t(sizeof(uint64_t)) + k * int64_t(sizeof(int32_t));
-  const float floor = above_zero ? 0.0f : -kInfinity;
+  const float floor = above_zero ? 0.0f : -INFINITY;
   auto run = [&](auto kernel, const auto* won) {
     device.launch(kernel, dim3(B), kThreads, shared_bytes, keys.mutable_data_ptr<int64_t>(),
                   positions.mutable_data_ptr<int32_t>(), raw.const_data_ptr<float>(), won, C, first, k, capacity,

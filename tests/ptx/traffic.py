@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from ptx import machine
-from ptx.lanes import WARP
+from ptx.lanes import WARP, Lanes
 from ptx.memory import GlobalMemory
 from ptx.scalars import Array
 from ptx.shared_memory import Rows, SharedMemory
@@ -35,11 +35,15 @@ class Cost:
 
 @dataclass
 class Traffic:
-    """Global: sectors that an instruction of a warp touches. Shared: turns that its banks take, atomics like loads."""
+    """Global: sectors that an instruction of a warp touches. Shared: turns that its banks take, atomics like loads.
+
+    `instructions`: of a warp, those that it is made to skip by a predicate too.
+    """
 
     loads: Cost = field(default_factory=Cost)
     stores: Cost = field(default_factory=Cost)
     shared: Cost = field(default_factory=Cost)
+    instructions: int = 0
 
 
 def _units(warp: Array, address: Array, size_bytes: int, unit_bytes: int) -> Array:
@@ -91,5 +95,12 @@ def measured() -> Iterator[tuple[GlobalMemory, Traffic]]:
             add_shared(traffic.shared, rows)
             return rows
 
-    with mock.patch.object(machine, "SharedMemory", Shared):
+    class Counted(Lanes):
+        def _run_selected(self, *arguments: Any) -> None:
+            before, selected = self.steps_done, self.selected
+            warps = self.count // WARP if selected is None else int(selected.reshape(-1, WARP).any(1).sum())
+            super()._run_selected(*arguments)
+            traffic.instructions += (self.steps_done - before) * warps
+
+    with mock.patch.object(machine, "SharedMemory", Shared), mock.patch.object(machine, "Lanes", Counted):
         yield Global(), traffic
