@@ -34,6 +34,11 @@ DIMENSIONS = {
     "stair_loss_grad": ("B", "L", "D", "V"),
     "search": ("Q", "N", "K", "V", "k"),
 }
+MODELS = ("bert", "splade", "sparse_encoder", "vdr", "d2s", "stair_reference")  # that stair.accelerate takes
+for _model in MODELS:
+    for _suffix in ("", "_grad"):
+        _sizes_of = ("B", "D", "V") if _model == "d2s" else ("B", "L", "D", "V", "layers")
+        DIMENSIONS[f"accelerate_{_model}{_suffix}"] = _sizes_of
 
 STANDARD = (
     Case("vocab_topk", (64, 24, 128, 30522, 64)),
@@ -92,6 +97,20 @@ def _sizes() -> tuple[Case, ...]:
     return tuple(Case("vocab_topk", shape, dtype, "untrained") for shape in shapes for dtype in ("float32", "bfloat16"))
 
 
+# Whole models, published and accelerated: six layers of BERT's width, two of the demo's.
+ACCELERATED = tuple(
+    Case(f"accelerate_{model}{suffix}", shape)
+    for model, shape in (
+        ("bert", (8, 64, 768, 30522, 6)),
+        ("splade", (8, 64, 768, 30522, 6)),
+        ("sparse_encoder", (8, 64, 768, 30522, 6)),
+        ("vdr", (8, 64, 768, 30522, 6)),
+        ("d2s", (256, 768, 30522)),
+        ("stair_reference", (64, 24, 128, 30522, 2)),
+    )
+    for suffix in ("", "_grad")
+)
+
 SWEPT = ("vocab_pool", "vocab_pool_grad")  # whose tiles --sweep searches
 # Common lengths, a tiles.length_class each; random activations, for which every column has a gradient.
 TILES = tuple(
@@ -102,4 +121,4 @@ TILES = tuple(
 )
 INTERPRETED = tuple(Case(op, (2, 20, 40, 40), "float32", "untrained") for op in SWEPT)  # --sweep without a GPU
 
-SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES}
+SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES, "models": ACCELERATED}

@@ -4,6 +4,7 @@
     python bench/run.py --device cuda                          # on the GPU; the default where torch sees one
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
     python bench/run.py --set sizes --threads 1                # all kinds of sizes
+    python bench/run.py --set models                           # whole models, as published and after stair.accelerate
     python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
     python bench/run.py --sweep                                # searches the GPU kernels' tiles, prints what to paste
     python bench/run.py --compare out/bench/before.jsonl       # and says what became faster or slower

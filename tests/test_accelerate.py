@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tolerance import assert_close
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, RobertaForMaskedLM
 
+DOCUMENTATION = (Path(__file__).resolve().parents[1] / "docs" / "accelerate.md").read_text(encoding="utf-8")
 HEAVY = ("bert", "naver", "vdr-norm-topk", "vdr-image", "stair")  # one of each mechanism
 
 
@@ -222,6 +224,20 @@ def test_a_tuple_and_hidden_states_come_back_as_before() -> None:
     assert torch.equal(logits, out.logits)
     positional = model(INPUTS["input_ids"], INPUTS["attention_mask"], torch.zeros_like(INPUTS["input_ids"]))
     assert torch.equal(positional.logits, out.logits)
+
+
+def test_the_programs_of_the_documentation_run() -> None:
+    programs = re.findall(r"^```python\n(.*?)^```", DOCUMENTATION, re.MULTILINE | re.DOTALL)
+    assert len(programs) == 2
+    names: dict[str, Any] = {}
+    for number, program in enumerate(programs, 1):
+        exec(compile(program, f"accelerate.md, program {number}", "exec"), names)
+
+
+def test_the_documentation_names_what_is_recognised() -> None:
+    table = DOCUMENTATION.partition("## What is recognised")[2].partition("\n## ")[0]
+    for adapter in stair.adapters.ADAPTERS:
+        assert all(f"`{name}`" in table or f"`stair.{name}`" in table for name in adapter.classes)
 
 
 class Own(BertForMaskedLM):
