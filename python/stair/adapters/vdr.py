@@ -52,13 +52,11 @@ kind("vdr_image_encoder", embed=_image_encoder_embed)
 
 def vdr(model: Any, positions: Any) -> list[Swap] | None:
     """The swap of VDREncoder (max pooling), VDRTextEncoder or VDRImageEncoder."""
-    if defines(model, "forward") == "VDREncoder":
-        pools_max = getattr(model.config, "pooling", "max") == "max"
-        return [Swap(model, "vdr_encoder")] if pools_max and _has_text_head(model) else None
-    if defines(model, "forward") == "VDRTextEncoder":
-        return [Swap(model, "vdr_text_encoder")] if _has_text_head(model) else None
-    return [Swap(model, "vdr_image_encoder")] if isinstance(getattr(model, "proj", None), nn.Parameter) else None
-
-
-def _has_text_head(model: Any) -> bool:
-    return all(isinstance(getattr(model, name, None), nn.Module) for name in ("ln", "bert_model"))
+    forward, embed = defines(model, "forward"), defines(model, "embed")
+    if embed == "VDRImageEncoder" and isinstance(getattr(model, "proj", None), nn.Parameter):
+        return [Swap(model, "vdr_image_encoder")]
+    if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("ln", "bert_model")):
+        return None
+    if forward == "VDREncoder" and getattr(model.config, "pooling", "max") == "max":
+        return [Swap(model, "vdr_encoder")]
+    return [Swap(model, "vdr_text_encoder")] if forward == "VDRTextEncoder" else None
