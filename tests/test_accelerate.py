@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cases
 import published
 import pytest
 import stair
 import torch
+import variants
+import work
 from accelerated import CLS, INPUTS, KINDS, SEP, B, D, Kind, LargestTensor, V, forbid, packed
 from published import masked_lm
 from tolerance import assert_close
@@ -224,6 +227,17 @@ def test_a_tuple_and_hidden_states_come_back_as_before() -> None:
     assert torch.equal(logits, out.logits)
     positional = model(INPUTS["input_ids"], INPUTS["attention_mask"], torch.zeros_like(INPUTS["input_ids"]))
     assert torch.equal(positional.logits, out.logits)
+
+
+@pytest.mark.parametrize("op", [f"accelerate_{model}{suffix}" for model in cases.MODELS for suffix in ("", "_grad")])
+def test_the_benchmark_compares_what_is_the_same(op: str) -> None:
+    if "sparse_encoder" in op:
+        pytest.importorskip("sentence_transformers", reason="pip install 'stair-kernels[test]'")
+    case = cases.Case(op, (2, D, 80) if "d2s" in op else (2, 5, D, 80, 1))
+    made = work.prepare(case, torch.device("cpu"))
+    assert made.variants.keys() == {"ours", "eager"}
+    for variant in made.variants.values():
+        assert variants.relative_error(made.read(variant.run()), made.truth) < variants.TOLERANCE["float32"]
 
 
 def test_the_programs_of_the_documentation_run() -> None:

@@ -111,9 +111,6 @@ def test_make_bench_runs(
         "sparse_dot_grad": "3,4,5,100",
         "search": "3,40,5,100,4",
     }
-    for suffix in ("", "_grad"):
-        sizes |= {f"accelerate_{model}{suffix}": "2,5,64,80,1" for model in importlib.import_module("cases").MODELS}
-        sizes[f"accelerate_d2s{suffix}"] = "2,64,80"
     for op, shape in sizes.items():
         words = ["--op", op, "--shape", shape, "--dtype", dtype, "--threads", "1", "--seconds", "0.001"]
         assert bench.main([*words, "--out", str(tmp_path)]) == 0, capsys.readouterr().err
