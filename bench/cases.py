@@ -40,6 +40,21 @@ for _model in MODELS:
         _sizes_of = ("B", "D", "V") if _model == "d2s" else ("B", "L", "D", "V", "layers")
         DIMENSIONS[f"accelerate_{_model}{_suffix}"] = _sizes_of
 
+# Width of the vocabulary head, positions and vocabulary of known models, for --model. Lengths: what retrieval uses of a
+# text model's (SPLADE-v3 256, CLIP's texts 77), all patches of a 224 x 224 picture.
+MODEL_SHAPES = {
+    "bert-base": {"L": 512, "D": 768, "V": 30522},
+    "distilbert": {"L": 256, "D": 768, "V": 30522},
+    "splade-v3": {"L": 256, "D": 768, "V": 30522},
+    "modernbert-base": {"L": 512, "D": 768, "V": 50368},
+    "xlm-roberta-base": {"L": 512, "D": 768, "V": 250_002},
+    "clip-vit-b32": {"L": 49, "D": 768, "V": 49408},
+    "clip-vit-b32-text": {"L": 77, "D": 512, "V": 49408},
+    "stair-b16": {"L": 196, "D": 768, "V": 30522},
+}
+MODEL_BATCH = {"B": 8, "k": 256}
+MODEL_OPS = ("vocab_topk", "vocab_topk_grad", "vocab_pool", "vocab_pool_grad", "stair_loss_grad")
+
 STANDARD = (
     Case("vocab_topk", (64, 24, 128, 30522, 64)),
     Case("vocab_topk", (64, 49, 128, 30522, 64)),

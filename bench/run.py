@@ -4,6 +4,7 @@
     python bench/run.py --device cuda                          # on the GPU; the default where torch sees one
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
     python bench/run.py --set sizes --threads 1                # all kinds of sizes
+    python bench/run.py --model splade-v3 --dtype bfloat16     # the head of a known model: bench/cases.py lists them
     python bench/run.py --set models                           # whole models, as published and after stair.accelerate
     python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
     python bench/run.py --sweep                                # searches the GPU kernels' tiles, prints what to paste
@@ -30,7 +31,7 @@ from typing import NoReturn
 import page
 import report
 import torch
-from cases import DIMENSIONS, INPUTS, INTERPRETED, SETS, SWEPT, Case
+from cases import DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_OPS, MODEL_SHAPES, SETS, SWEPT, Case
 from machine import environment
 from memory import meter
 from report import Record
@@ -123,7 +124,7 @@ def _checked(case: Case, work: Work) -> dict[str, float]:
         if name not in UNCHECKED
     }
     for name, error in errors.items():
-        if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
+        if not error <= TOLERANCE[case.dtype] and is_judged(case, name):
             raise WrongResultError(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed")
     return errors
 
@@ -175,7 +176,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _is_judged(case: Case, name: str) -> bool:
+def is_judged(case: Case, name: str) -> bool:
     if name in ("ours", "packed"):
         return True
     return case.dtype == "float32" and not (name == "rival" and case.op.endswith("_grad"))
@@ -196,6 +197,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="only this implementation; repeatable")
     shapes = "; ".join(f"{op}: {','.join(names)}" for op, names in DIMENSIONS.items())
     parser.add_argument("--shape", help=f"one case of these sizes, with --op. {shapes}")
+    batch = ", ".join(f"{name}={size}" for name, size in MODEL_BATCH.items())
+    parser.add_argument(
+        "--model", choices=MODEL_SHAPES, help=f"cases of this model's head with {batch}; --op picks one"
+    )
     parser.add_argument("--dtype", choices=TOLERANCE)
     parser.add_argument("--inputs", choices=INPUTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU")
@@ -259,6 +264,8 @@ def _device(name: str | None) -> torch.device:
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     """The cases of the set that fit the options, or the one case that --op and --shape describe."""
+    if options.model:
+        return _model_cases(options)
     if options.shape:
         return [Case(options.op, _shape(options), options.dtype or "float32", options.inputs or "trained")]
     if options.sweep and options.device.type == "cpu":
@@ -276,6 +283,19 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         asked = " ".join(f"--{name} {value}" for name, value in wanted.items())
         raise ValueError(f"--set: expected one with {asked}, {options.set} has none; --shape makes a case")
     return fitting
+
+
+def _model_cases(options: argparse.Namespace) -> list[Case]:
+    if options.shape or options.sweep:
+        raise ValueError(f"--{'shape' if options.shape else 'sweep'}: expected --model or this, got both")
+    if options.op not in (None, *MODEL_OPS):
+        raise ValueError(f"--op: expected one of {', '.join(MODEL_OPS)} with --model, got {options.op}")
+    sizes = MODEL_BATCH | MODEL_SHAPES[options.model]
+    return [
+        Case(op, tuple(sizes[name] for name in DIMENSIONS[op]), options.dtype or "float32", options.inputs or "trained")
+        for op in MODEL_OPS
+        if options.op in (None, op)
+    ]
 
 
 def _shape(options: argparse.Namespace) -> tuple[int, ...]:
