@@ -82,7 +82,8 @@ def _measured(options: argparse.Namespace) -> list[Record]:
     torch.set_num_threads(options.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    run, clock, limits = environment(device, options.threads), clock_of(device), Roofline({}, 0.0)
+    run, limits = environment(device, options.threads, options.cpu_time), Roofline({}, 0.0)
+    clock = clock_of(device, options.cpu_time)
     records: list[Record] = []
     with meter(device, options.threads, BUILD) as peaks_of:
         for number, case in enumerate(cases, 1):
@@ -204,6 +205,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=TOLERANCE)
     parser.add_argument("--inputs", choices=INPUTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread, on a machine that others use")
     parser.add_argument("--seconds", type=float, default=1.5, help="time given to each implementation of each case")
     parser.add_argument(
         "--sweep", action="store_true", help="search the GPU kernels' tiles instead; --op vocab_pool or vocab_pool_grad"
@@ -227,6 +229,8 @@ def _check(options: argparse.Namespace) -> None:
     if not options.seconds > 0:
         raise ValueError(f"--seconds: expected a number > 0, got {options.seconds}")
     options.device = _device(options.device)
+    if options.cpu_time and (options.device.type != "cpu" or options.threads != 1):
+        raise ValueError(f"--cpu-time: expected --device cpu --threads 1, got {options.device}, {options.threads}")
     if options.sweep:
         _check_sweep(options)
     skipped = NOT_BY_DEFAULT[options.device.type]

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -119,6 +120,7 @@ def test_compare(
     [
         ("--device cuda:99", "--device: expected one of cpu"),
         ("--threads 0", "--threads: expected an integer >= 1, got 0"),
+        ("--cpu-time --threads 2", "--cpu-time: expected --device cpu --threads 1, got cpu, 2"),
         ("--seconds 0", "--seconds: expected a number > 0, got 0.0"),
         ("--shape 1,2", "--shape: expected --op beside it, got none"),
         ("--op topk --shape 1,2", "--shape: expected B,V,k as positive integers, got 1,2"),
@@ -139,6 +141,14 @@ def test_a_bad_option_is_one_line(bench: Any, capsys: pytest.CaptureFixture[str]
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_cpu_time_is_what_this_process_has_used(bench: Any) -> None:
+    clock = bench("timer").clock_of(torch.device("cpu"), cpu_time=True)
+    assert clock.time_ms(lambda: time.sleep(0.2)) < 100
+    assert clock.time_ms(lambda: [sum(range(1000)) for _ in range(2000)]) > 1
+    record = bench("machine").environment(torch.device("cpu"), 1, True)
+    assert "1 thread(s), CPU time" in bench("machine").describe({**record, "roofline": {"gflops": {}, "mem_gbps": 1.0}})
 
 
 def test_a_model_names_the_cases_of_its_head(bench: Any) -> None:
