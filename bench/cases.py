@@ -55,6 +55,19 @@ MODEL_SHAPES = {
 MODEL_BATCH = {"B": 8, "k": 256}
 MODEL_OPS = ("vocab_topk", "vocab_topk_grad", "vocab_pool", "vocab_pool_grad", "stair_loss_grad")
 
+
+def of_model(model: str, op: str | None, dtype: str, inputs: str) -> list[Case]:
+    """The cases of a known model's head, or the one of `op`."""
+    if op not in (None, *MODEL_OPS):
+        raise ValueError(f"--op: expected one of {', '.join(MODEL_OPS)} with --model, got {op}")
+    sizes = MODEL_BATCH | MODEL_SHAPES[model]
+    return [
+        Case(name, tuple(sizes[size] for size in DIMENSIONS[name]), dtype, inputs)
+        for name in MODEL_OPS
+        if op in (None, name)
+    ]
+
+
 STANDARD = (
     Case("vocab_topk", (64, 24, 128, 30522, 64)),
     Case("vocab_topk", (64, 49, 128, 30522, 64)),

@@ -31,7 +31,7 @@ from typing import NoReturn
 import page
 import report
 import torch
-from cases import DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_OPS, MODEL_SHAPES, SETS, SWEPT, Case
+from cases import DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_SHAPES, SETS, SWEPT, Case, of_model
 from machine import environment
 from memory import meter
 from report import Record
@@ -269,7 +269,9 @@ def _device(name: str | None) -> torch.device:
 def _cases(options: argparse.Namespace) -> list[Case]:
     """The cases of the set that fit the options, or the one case that --op and --shape describe."""
     if options.model:
-        return _model_cases(options)
+        if options.shape or options.sweep:
+            raise ValueError(f"--{'shape' if options.shape else 'sweep'}: expected --model or this, got both")
+        return of_model(options.model, options.op, options.dtype or "float32", options.inputs or "trained")
     if options.shape:
         return [Case(options.op, _shape(options), options.dtype or "float32", options.inputs or "trained")]
     if options.sweep and options.device.type == "cpu":
@@ -287,19 +289,6 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         asked = " ".join(f"--{name} {value}" for name, value in wanted.items())
         raise ValueError(f"--set: expected one with {asked}, {options.set} has none; --shape makes a case")
     return fitting
-
-
-def _model_cases(options: argparse.Namespace) -> list[Case]:
-    if options.shape or options.sweep:
-        raise ValueError(f"--{'shape' if options.shape else 'sweep'}: expected --model or this, got both")
-    if options.op not in (None, *MODEL_OPS):
-        raise ValueError(f"--op: expected one of {', '.join(MODEL_OPS)} with --model, got {options.op}")
-    sizes = MODEL_BATCH | MODEL_SHAPES[options.model]
-    return [
-        Case(op, tuple(sizes[name] for name in DIMENSIONS[op]), options.dtype or "float32", options.inputs or "trained")
-        for op in MODEL_OPS
-        if options.op in (None, op)
-    ]
 
 
 def _shape(options: argparse.Namespace) -> tuple[int, ...]:
