@@ -34,6 +34,39 @@ DIMENSIONS = {
     "stair_loss_grad": ("B", "L", "D", "V"),
     "search": ("Q", "N", "K", "V", "k"),
 }
+MODELS = ("bert", "splade", "sparse_encoder", "vdr", "d2s", "stair_reference")  # that stair.accelerate takes
+for _model in MODELS:
+    for _suffix in ("", "_grad"):
+        _sizes_of = ("B", "D", "V") if _model == "d2s" else ("B", "L", "D", "V", "layers")
+        DIMENSIONS[f"accelerate_{_model}{_suffix}"] = _sizes_of
+
+# Width of the vocabulary head, positions and vocabulary of known models, for --model. Lengths: what retrieval uses of a
+# text model's (SPLADE-v3 256, CLIP's texts 77), all patches of a 224 x 224 picture.
+MODEL_SHAPES = {
+    "bert-base": {"L": 512, "D": 768, "V": 30522},
+    "distilbert": {"L": 256, "D": 768, "V": 30522},
+    "splade-v3": {"L": 256, "D": 768, "V": 30522},
+    "modernbert-base": {"L": 512, "D": 768, "V": 50368},
+    "xlm-roberta-base": {"L": 512, "D": 768, "V": 250_002},
+    "clip-vit-b32": {"L": 49, "D": 768, "V": 49408},
+    "clip-vit-b32-text": {"L": 77, "D": 512, "V": 49408},
+    "stair-b16": {"L": 196, "D": 768, "V": 30522},
+}
+MODEL_BATCH = {"B": 8, "k": 256}
+MODEL_OPS = ("vocab_topk", "vocab_topk_grad", "vocab_pool", "vocab_pool_grad", "stair_loss_grad")
+
+
+def of_model(model: str, op: str | None, dtype: str, inputs: str) -> list[Case]:
+    """The cases of a known model's head, or the one of `op`."""
+    if op not in (None, *MODEL_OPS):
+        raise ValueError(f"--op: expected one of {', '.join(MODEL_OPS)} with --model, got {op}")
+    sizes = MODEL_BATCH | MODEL_SHAPES[model]
+    return [
+        Case(name, tuple(sizes[size] for size in DIMENSIONS[name]), dtype, inputs)
+        for name in MODEL_OPS
+        if op in (None, name)
+    ]
+
 
 STANDARD = (
     Case("vocab_topk", (64, 24, 128, 30522, 64)),
@@ -92,6 +125,20 @@ def _sizes() -> tuple[Case, ...]:
     return tuple(Case("vocab_topk", shape, dtype, "untrained") for shape in shapes for dtype in ("float32", "bfloat16"))
 
 
+# Whole models, published and accelerated: six layers of BERT's width, two of the demo's.
+ACCELERATED = tuple(
+    Case(f"accelerate_{model}{suffix}", shape)
+    for model, shape in (
+        ("bert", (8, 64, 768, 30522, 6)),
+        ("splade", (8, 64, 768, 30522, 6)),
+        ("sparse_encoder", (8, 64, 768, 30522, 6)),
+        ("vdr", (8, 64, 768, 30522, 6)),
+        ("d2s", (256, 768, 30522)),
+        ("stair_reference", (64, 24, 128, 30522, 2)),
+    )
+    for suffix in ("", "_grad")
+)
+
 SWEPT = ("vocab_pool", "vocab_pool_grad")  # whose tiles --sweep searches
 # Common lengths, a tiles.length_class each; random activations, for which every column has a gradient.
 TILES = tuple(
@@ -102,4 +149,4 @@ TILES = tuple(
 )
 INTERPRETED = tuple(Case(op, (2, 20, 40, 40), "float32", "untrained") for op in SWEPT)  # --sweep without a GPU
 
-SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES}
+SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES, "models": ACCELERATED}

@@ -17,7 +17,7 @@ import torch
 import stair_kernels as sk
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int, cpu_time: bool = False) -> dict[str, Any]:
     """Machine, versions and commit: the part of a record that is the same for the whole run."""
     on_gpu = device.type == "cuda"
     versions = {
@@ -34,6 +34,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "device": str(device),
         "machine": host | (_gpu(device) if on_gpu else {}),
         "threads": threads,
+        "clock": "CPU time" if cpu_time else "wall",
         "versions": versions,
         "commit": _commit(),
     }
@@ -44,7 +45,10 @@ def describe(record: dict[str, Any]) -> str:
     machine, roofline = record["machine"], record["roofline"]
     names = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     peaks = ", ".join(f"{gflops:,.0f} GFLOP/s {dtype}" for dtype, gflops in roofline["gflops"].items())
-    where = f"{machine['cpu']}, {record['threads']} thread(s), {machine['isa']}, load {machine['load']} at the start"
+    clock = ", CPU time" if record.get("clock") == "CPU time" else ""
+    where = (
+        f"{machine['cpu']}, {record['threads']} thread(s){clock}, {machine['isa']}, load {machine['load']} at the start"
+    )
     moved = "reads"
     if "gpu" in machine:
         clocks = ", ".join(f"{name} at most {mhz:,} MHz" for name, mhz in machine["clocks_mhz"].items())

@@ -4,6 +4,8 @@
     python bench/run.py --device cuda                          # on the GPU; the default where torch sees one
     python bench/run.py --set limits --threads 1               # what the CPU kernels are held to
     python bench/run.py --set sizes --threads 1                # all kinds of sizes
+    python bench/run.py --model splade-v3 --dtype bfloat16     # the head of a known model: bench/cases.py lists them
+    python bench/run.py --set models                           # whole models, as published and after stair.accelerate
     python bench/run.py --op vocab_topk --shape 64,49,128,30522,64 --dtype bfloat16 --impl ours --threads 1
     python bench/run.py --sweep                                # searches the GPU kernels' tiles, prints what to paste
     python bench/run.py --compare out/bench/before.jsonl       # and says what became faster or slower
@@ -29,7 +31,7 @@ from typing import NoReturn
 import page
 import report
 import torch
-from cases import DIMENSIONS, INPUTS, INTERPRETED, SETS, SWEPT, Case
+from cases import DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_SHAPES, SETS, SWEPT, Case, of_model
 from machine import environment
 from memory import meter
 from report import Record
@@ -80,7 +82,8 @@ def _measured(options: argparse.Namespace) -> list[Record]:
     torch.set_num_threads(options.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    run, clock, limits = environment(device, options.threads), clock_of(device), Roofline({}, 0.0)
+    run, limits = environment(device, options.threads, options.cpu_time), Roofline({}, 0.0)
+    clock = clock_of(device, options.cpu_time)
     records: list[Record] = []
     with meter(device, options.threads, BUILD) as peaks_of:
         for number, case in enumerate(cases, 1):
@@ -122,7 +125,7 @@ def _checked(case: Case, work: Work) -> dict[str, float]:
         if name not in UNCHECKED
     }
     for name, error in errors.items():
-        if not error <= TOLERANCE[case.dtype] and _is_judged(case, name):
+        if not error <= TOLERANCE[case.dtype] and is_judged(case, name):
             raise WrongResultError(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed")
     return errors
 
@@ -174,7 +177,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _is_judged(case: Case, name: str) -> bool:
+def is_judged(case: Case, name: str) -> bool:
     if name in ("ours", "packed"):
         return True
     return case.dtype == "float32" and not (name == "rival" and case.op.endswith("_grad"))
@@ -195,9 +198,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--impl", choices=IMPLEMENTATIONS, action="append", help="only this implementation; repeatable")
     shapes = "; ".join(f"{op}: {','.join(names)}" for op, names in DIMENSIONS.items())
     parser.add_argument("--shape", help=f"one case of these sizes, with --op. {shapes}")
+    batch = ", ".join(f"{name}={size}" for name, size in MODEL_BATCH.items())
+    parser.add_argument(
+        "--model", choices=MODEL_SHAPES, help=f"cases of this model's head with {batch}; --op picks one"
+    )
     parser.add_argument("--dtype", choices=TOLERANCE)
     parser.add_argument("--inputs", choices=INPUTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread, on a machine that others use")
     parser.add_argument("--seconds", type=float, default=1.5, help="time given to each implementation of each case")
     parser.add_argument(
         "--sweep", action="store_true", help="search the GPU kernels' tiles instead; --op vocab_pool or vocab_pool_grad"
@@ -221,6 +229,8 @@ def _check(options: argparse.Namespace) -> None:
     if not options.seconds > 0:
         raise ValueError(f"--seconds: expected a number > 0, got {options.seconds}")
     options.device = _device(options.device)
+    if options.cpu_time and (options.device.type != "cpu" or options.threads != 1):
+        raise ValueError(f"--cpu-time: expected --device cpu --threads 1, got {options.device}, {options.threads}")
     if options.sweep:
         _check_sweep(options)
     skipped = NOT_BY_DEFAULT[options.device.type]
@@ -258,6 +268,10 @@ def _device(name: str | None) -> torch.device:
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     """The cases of the set that fit the options, or the one case that --op and --shape describe."""
+    if options.model:
+        if options.shape or options.sweep:
+            raise ValueError(f"--{'shape' if options.shape else 'sweep'}: expected --model or this, got both")
+        return of_model(options.model, options.op, options.dtype or "float32", options.inputs or "trained")
     if options.shape:
         return [Case(options.op, _shape(options), options.dtype or "float32", options.inputs or "trained")]
     if options.sweep and options.device.type == "cpu":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class SparseRows:
@@ -113,6 +115,8 @@ class SparseRows:
 
         Raises ValueError for anything else, for duplicate entries, and for a row with more than `k` entries.
         """
+        import numpy as np
+
         crow, column, value, (B, V) = csr_arrays(csr)
         counts = np.diff(crow)
         longest = int(counts.max(initial=0))
@@ -161,6 +165,7 @@ def scatter_rows(values: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
 
 def csr_arrays(csr: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
     """(row pointers int64, columns int32, values float32, (B, V)) of a SciPy CSR matrix or torch sparse CSR tensor."""
+    import numpy as np
     import scipy.sparse
 
     if isinstance(csr, Tensor) and csr.layout == torch.sparse_csr and csr.dim() == 2:

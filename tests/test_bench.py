@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -119,10 +120,13 @@ def test_compare(
     [
         ("--device cuda:99", "--device: expected one of cpu"),
         ("--threads 0", "--threads: expected an integer >= 1, got 0"),
+        ("--cpu-time --threads 2", "--cpu-time: expected --device cpu --threads 1, got cpu, 2"),
         ("--seconds 0", "--seconds: expected a number > 0, got 0.0"),
         ("--shape 1,2", "--shape: expected --op beside it, got none"),
         ("--op topk --shape 1,2", "--shape: expected B,V,k as positive integers, got 1,2"),
         ("--set limits --op search", "--set: expected one with --op search, limits has none"),
+        ("--model splade-v3 --op topk", "--op: expected one of vocab_topk, vocab_topk_grad"),
+        ("--model splade-v3 --shape 1", "--shape: expected --model or this, got both"),
         ("--impl fastest", "argument --impl: invalid choice: 'fastest'"),
         ("--sweep --op topk", "--sweep: expected --op vocab_pool or vocab_pool_grad, got topk"),
         ("--sweep --impl ours", "--impl: expected a run that times operators, got --sweep"),
@@ -137,6 +141,39 @@ def test_a_bad_option_is_one_line(bench: Any, capsys: pytest.CaptureFixture[str]
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_cpu_time_is_what_this_process_has_used(bench: Any) -> None:
+    clock = bench("timer").clock_of(torch.device("cpu"), cpu_time=True)
+    assert clock.time_ms(lambda: time.sleep(0.2)) < 100
+    assert clock.time_ms(lambda: [sum(range(1000)) for _ in range(2000)]) > 1
+    record = bench("machine").environment(torch.device("cpu"), 1, True)
+    assert "1 thread(s), CPU time" in bench("machine").describe({**record, "roofline": {"gflops": {}, "mem_gbps": 1.0}})
+
+
+def test_a_model_names_the_cases_of_its_head(bench: Any) -> None:
+    parse, models = bench("run")._parse, bench("cases").MODEL_SHAPES
+    for name, sizes in models.items():
+        cases = parse(["--model", name, "--dtype", "bfloat16", "--device", "cpu"]).cases
+        assert [case.op for case in cases] == list(bench("cases").MODEL_OPS)
+        assert all(case.dtype == "bfloat16" and sizes.items() <= case.sizes.items() for case in cases)
+    (case,) = parse(["--model", "clip-vit-b32", "--op", "vocab_topk", "--device", "cpu"]).cases
+    assert case.shape == (8, 49, 768, 49408, 256)
+
+
+def test_the_same_through_pytest_benchmark(tmp_path: Path) -> None:
+    """`pytest bench/`: the standard set, checked, then timed by the plugin, which writes a file to compare with."""
+    pytest.importorskip("pytest_benchmark", reason="pip install 'stair-kernels[test]'")
+    command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "topk-256 and trained and not untrained"]
+    options = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=1", f"--benchmark-json={tmp_path / 'out.json'}"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=BENCH.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    timed = {entry["name"]: entry for entry in json.loads((tmp_path / "out.json").read_text())["benchmarks"]}
+    names = [f"test_speed[topk-256,30522,64-float32-trained-{name}]" for name in ("ours", "eager")]
+    assert sorted(timed) == sorted(names)
+    for entry in timed.values():
+        assert entry["stats"]["median"] > 0
+        assert entry["extra_info"]["relative_error"] < 1e-4
 
 
 def test_a_record_without_a_field_is_refused(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,19 @@ The terms that a text is mapped to:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stair.adapters import accelerate, restore
     from stair.model import STAIRConfig, STAIRModel
     from stair.processing import STAIRProcessor
 
-_HOME = {"STAIRConfig": "stair.model", "STAIRModel": "stair.model", "STAIRProcessor": "stair.processing"}
+_HOME = {
+    "STAIRConfig": "stair.model",
+    "STAIRModel": "stair.model",
+    "STAIRProcessor": "stair.processing",
+    "accelerate": "stair.adapters",
+    "restore": "stair.adapters",
+}
 
-__all__ = ["STAIRConfig", "STAIRModel", "STAIRProcessor"]
+__all__ = ["STAIRConfig", "STAIRModel", "STAIRProcessor", "accelerate", "restore"]
 
 
 def __getattr__(name: str) -> Any:
