@@ -89,7 +89,8 @@ def restore(model: Model) -> Model:
     Raises:
         TypeError, RuntimeError: as accelerate.
     """
-    swapped = [module for module in model.modules() if swap.is_swapped(module)]
+    modules = model.modules() if isinstance(model, nn.Module) else []
+    swapped = [module for module in modules if swap.is_swapped(module)]
     if not swapped:
         _swaps(model, Positions())
     for module in swapped:
