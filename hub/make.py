@@ -18,10 +18,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HUB = Path(__file__).resolve().parent
 NAME = "stair_kernels"
-MODULES = ("autograd", "cuda", "loss", "ops", "reference", "rows", "tiles", "version")  # the index is left out
+MODULES = (
+    "autograd",
+    "cuda",
+    "distributed",
+    "loss",
+    "ops",
+    "reference",
+    "rows",
+    "rows_loss",
+    "tiles",
+    "version",
+)  # no index
 INDEX = (
     (", and an exact sparse search index.", "."),
     ("from stair_kernels.index import SparseIndex  # noqa: E402\n", ""),
+    ("from stair_kernels.semantic_search import semantic_search_stair  # noqa: E402\n", ""),
+    ('    "semantic_search_stair",\n', ""),
     ('    "SparseIndex",\n', ""),
 )
 

@@ -127,7 +127,7 @@ def test_the_package_runs_under_another_name(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     version, *names = done.stdout.split()
     assert version == stair_kernels.__version__
-    assert {*names} == {*stair_kernels.__all__} - {"SparseIndex"}
+    assert {*names} == {*stair_kernels.__all__} - {"SparseIndex", "semantic_search_stair"}
 
 
 def test_operators_are_registered_in_the_builds_namespace(project: Path, tmp_path: Path) -> None:
