@@ -167,9 +167,8 @@ def test_the_same_through_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="pip install 'stair-kernels[test]'")
     command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "topk-256 and trained and not untrained"]
     options = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=1", f"--benchmark-json={tmp_path / 'out.json'}"]
-    alone = {
-        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
-    }  # or it times nothing
+    # beside other workers the plugin times nothing
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=BENCH.parent, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
     timed = {entry["name"]: entry for entry in json.loads((tmp_path / "out.json").read_text())["benchmarks"]}
