@@ -114,7 +114,6 @@ def vocab_pool_backward(
             is_gathered = tiles.gathers(batch.length)
             if is_gathered:
                 tile = tiles.gather(D, itemsize, arch=arch)
-                assert tile.rows == 1, tile
             else:
                 tile = tiles.backward(batch.length, D, itemsize, exact=exact, arch=arch, kernel="weight")
             blocks = (triton.cdiv(V, tile.columns), max(1, triton.cdiv(D, tile.depth) if need_weight else 1))
