@@ -3,7 +3,7 @@ PYTHON ?= python3
 # ON: build the CUDA kernels and fail without nvcc. OFF: leave them out. AUTO: build them when nvcc is there.
 STAIR_CUDA ?= AUTO
 ARGS ?=
-# Tests that run at a time.
+# Tests that run at a time; their threads do not spin while they wait.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # Where gpu-check runs the tests.
 DEVICE ?= cuda
@@ -32,7 +32,7 @@ demo: setup  ## train a small STAIR on real pictures and words, index, search, e
 	@$(BIN)/stair demo $(ARGS)
 
 test: setup  ## run the whole test-suite, a process a core; ARGS="tests/test_topk.py -x" runs a part, JOBS=0 in one process
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 gpu-check: setup  ## run the tests of operators and GPU on a CUDA device, or say what is missing; DEVICE=cpu, ARGS as for test
 	@$(BIN)/python tests/gpu_check.py $(DEVICE) $(ARGS)

@@ -36,8 +36,9 @@ def test_end_to_end_in_the_interpreter(tmp_path: Path) -> None:
     lines = re.findall(r"^    # interpreter: not a time, do not paste: (.*),$", done.stdout, re.MULTILINE)
     found = [eval(f"{{{line}}}", {"Call": Call, "Tile": Tile}) for line in lines]
     assert [call.kernel for (call,) in found] == ["forward", "hidden", "weight"]
-    for ((_, tile),) in map(dict.items, found):
-        row = next(line for line in done.stdout.splitlines() if line.startswith(f"| {sweep.written(tile)}"))
+    for ((call, tile),) in map(dict.items, found):
+        table = done.stdout.partition(f"{sweep.written(call)}\n\n")[2]
+        row = next(line for line in table.splitlines() if line.startswith(f"| {sweep.written(tile)}"))
         assert float(row.split("|")[4].strip(" x")) >= 1
     assert done.stdout.count("the present one") == 3
     assert done.stderr.count("is right") == 3 * 2 * sweep.FEW
