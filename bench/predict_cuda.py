@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,18 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import triton
 from predict import SCHEDULERS, write_tables
 from torch import Tensor
 from work_sparse import make_rows
 
-import stair_kernels as sk
 from stair_kernels import SparseIndex, SparseRows, index_gpu
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # the interpreter, and how it starts the kernels
 import test_search_ptx as search_launches
 import test_sparse_dot_ptx as sparse_dot_launches
-from cuda_library import program, run
+from cuda_library import cuobjdump, program, run
 from ptx.traffic import Traffic, measured
 
 SECTOR_BYTES = 32
@@ -88,10 +85,7 @@ class Cost:
 @cache
 def machine_code() -> dict[str, int]:
     """How many instructions each kernel of the library has for sm_90a."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    command = [str(tool), "-sass", "-arch", "sm_90a", str(Path(sk.__file__).with_name("_C_cuda.so"))]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    parts = text.split("Function : ")[1:]
+    parts = cuobjdump("-sass", "-arch", "sm_90a").split("Function : ")[1:]
     return {part.split()[0]: len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP)\S.*? ;", part)) for part in parts}
 
 

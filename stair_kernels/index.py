@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stair_kernels import index_files, index_gpu
 from stair_kernels.index_files import _index
-from stair_kernels.index_inputs import Rows, checked_allowed, checked_ids, checked_rows
+from stair_kernels.index_inputs import Rows, as_array, checked_allowed, checked_ids, checked_rows
 from stair_kernels.index_segments import Segment
 
 
@@ -91,8 +91,7 @@ class SparseIndex:
             ValueError: when `path` is a file or a directory that is neither empty nor an index.
             OSError: when it cannot be written (no permission, disk full); nothing half written is left.
         """
-        segments = self._segments
-        segment = segments[0] if _is_compacted(segments) else _merged(segments, False)
+        segment = _compacted(self._segments)
         index_files.write(path, segment.counts, segment.arrays)
 
     def to(self, device: str | torch.device) -> index_gpu.DeviceIndex:
@@ -103,8 +102,7 @@ class SparseIndex:
             RuntimeError: without the CUDA library.
         """
         device = index_gpu.checked_device(device)
-        segments = self._segments
-        segment = segments[0] if _is_compacted(segments) else _merged(segments, False)
+        segment = _compacted(self._segments)
         return index_gpu.DeviceIndex(index_gpu.as_tensors(segment.arrays, device))
 
     def add(self, rows: Rows, ids: Any = None) -> None:
@@ -138,7 +136,7 @@ class SparseIndex:
             ValueError: on ids that are not integers, come twice or that the index does not hold; nothing is deleted.
         """
         with self._writer:
-            array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+            array = as_array(ids)
             numbers = checked_ids(array, array.size)
             found = [segment.find(numbers) for segment in self._segments]
             unknown = numbers[np.max(found, axis=0) < 0] if len(numbers) else numbers
@@ -150,8 +148,7 @@ class SparseIndex:
     def compact(self, *, reorder: bool = False) -> None:
         """Merge what was added into one segment without the deleted documents: less memory, faster search."""
         with self._writer:
-            if reorder or not _is_compacted(self._segments):
-                self._segments = (_merged(self._segments, reorder),)
+            self._segments = (_merged(self._segments, True) if reorder else _compacted(self._segments),)
 
     def search(
         self, queries: Rows, k: int, n_threads: int | None = None, *, allowed: Any = None
@@ -188,7 +185,7 @@ class SparseIndex:
             ValueError: on bad queries or ids of another shape or type.
         """
         rows = self._checked_rows(queries, "queries")
-        array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+        array = as_array(ids)
         if array.ndim != 2 or len(array) != len(rows) or (array.dtype.kind not in "iu" and array.size):
             raise ValueError(f"ids: expected integers [{len(rows)}, k], got {list(array.shape)} {array.dtype}")
         segments, found = self._segments, []
@@ -239,8 +236,9 @@ class SparseIndex:
         return checked
 
 
-def _is_compacted(segments: Sequence[Segment]) -> bool:
-    return len(segments) == 1 and segments[0].alive is None
+def _compacted(segments: Sequence[Segment]) -> Segment:
+    """One segment without deleted documents: that which is there, or a new one."""
+    return segments[0] if len(segments) == 1 and segments[0].alive is None else _merged(segments, False)
 
 
 def _live_ids(segments: Sequence[Segment]) -> np.ndarray:

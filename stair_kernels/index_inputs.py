@@ -47,10 +47,14 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def as_array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+
+
 def checked_ids(ids: Any, N: int) -> np.ndarray:
     if ids is None:
         return np.arange(N, dtype=np.int64)
-    array = np.asarray(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
+    array = as_array(ids)
     if array.shape != (N,) or (array.dtype.kind not in "iu" and N):
         raise ValueError(f"ids: expected {N} integers, one a row, got {list(array.shape)} {array.dtype}")
     if array.dtype == np.uint64 and N and array.max() > np.iinfo(np.int64).max:
@@ -66,7 +70,7 @@ def checked_ids(ids: Any, N: int) -> np.ndarray:
 
 def checked_allowed(allowed: Any, N: int) -> np.ndarray:
     """bool [N] or int64 ids."""
-    array = np.asarray(allowed.cpu() if isinstance(allowed, Tensor) else allowed)
+    array = as_array(allowed)
     if array.dtype == bool and array.shape == (N,):
         return array
     if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):

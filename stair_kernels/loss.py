@@ -117,9 +117,7 @@ def _stair_loss(
         score /= norms[0][:, None] * norms[1]
         logit, target = scale * score, torch.arange(B, device=device)
         contrastive = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
-        rivals = logit.masked_fill(torch.eye(B, dtype=torch.bool, device=device), -torch.inf)
-        best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
-        accuracy = (logit.diagonal() > best_rival).float().mean()
+        accuracy = accuracy_of(logit)
     return (
         contrastive,
         flops[0].clone(),
@@ -199,7 +197,7 @@ def _stair_loss_backward(
         grads = [_zero_grads(head) for head in heads]
         for v0 in range(0, V, chunk):
             columns = slice(v0, v0 + chunk)
-            pooled = [_pool_again(head, v0, chunk, at) for head, at in zip(heads, (text_positions, image_positions))]
+            pooled = [_pool(head, v0, chunk, kept) for head, kept in zip(heads, (text_positions, image_positions))]
             for tower, (head, (row, positions)) in enumerate(zip(heads, pooled)):
                 grad_row = torch.ops.stair.matmul_nt(grad_raw if tower == 0 else grad_raw.T, pooled[1 - tower][0].T)
                 grad_row += 2 * grad_flops[tower] / max(B, 1) * means[tower, columns]
@@ -280,9 +278,20 @@ def _scalar(logit_scale: Tensor | float, device: torch.device) -> Tensor:
     return logit_scale.to(torch.float32).reshape(())
 
 
-def _pool(head: VocabHead, v0: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """vocab_pool of the columns [v0, v0 + chunk): values and positions."""
+def accuracy_of(logit: Tensor, first: int = 0) -> Tensor:
+    """The share of rows i of [B, N] that have their own column first + i higher than all others."""
+    index = torch.arange(first, first + len(logit), device=logit.device)[:, None]
+    rivals = logit.scatter(1, index, -torch.inf)
+    best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
+    return (logit.gather(1, index)[:, 0] > best_rival).float().mean()
+
+
+def _pool(head: VocabHead, v0: int, chunk: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """vocab_pool of the columns [v0, v0 + chunk): values and positions; at the positions kept, where there are any."""
     weight, bias = head.weight[v0 : v0 + chunk], None if head.bias is None else head.bias[v0 : v0 + chunk]
+    if kept is not None and kept.numel() > 0:
+        positions = kept[:, v0 : v0 + chunk].contiguous()
+        return torch.ops.stair.vocab_pool_at(head.hidden, weight, bias, positions, ACTIVATION), positions
     return torch.ops.stair.vocab_pool(head.hidden, weight, bias, head.mask, None, None, ACTIVATION)
 
 
@@ -290,15 +299,6 @@ def _kept(head: VocabHead, keep: bool) -> Tensor:
     """Room for a tower's positions; of no size where they are not kept."""
     shape = (head.hidden.shape[0], head.weight.shape[0]) if keep else (0, 0)
     return head.hidden.new_empty(shape, dtype=positions_dtype(head.hidden, None))
-
-
-def _pool_again(head: VocabHead, v0: int, chunk: int, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """_pool, from the positions where they were kept."""
-    if kept.numel() == 0:
-        return _pool(head, v0, chunk)
-    weight, bias = head.weight[v0 : v0 + chunk], None if head.bias is None else head.bias[v0 : v0 + chunk]
-    positions = kept[:, v0 : v0 + chunk].contiguous()
-    return torch.ops.stair.vocab_pool_at(head.hidden, weight, bias, positions, ACTIVATION), positions
 
 
 def _zero_grads(head: VocabHead) -> tuple[Tensor, Tensor, Tensor]:

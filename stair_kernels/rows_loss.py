@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stair_kernels.distributed import Group, checked, gather_rows, summed
-from stair_kernels.loss import EPS, _scalar
+from stair_kernels.loss import EPS, _scalar, accuracy_of
 from stair_kernels.ops import flops, sparse_dot
 from stair_kernels.reference import StairLoss
 from stair_kernels.rows import SparseRows, trusted_rows
@@ -59,7 +59,7 @@ def loss_of_rows(
     penalties = [flops(rows) for rows in towers]
     with torch.no_grad():
         active = [(rows.values > 0).sum(dim=1).float().mean() for rows in own]
-        parts = [contrastive, *active, _accuracy(logit[0], first)]
+        parts = [contrastive, *active, accuracy_of(logit[0], first)]
         whole = [total / ranks for total in summed(parts, name)]
     contrastive = contrastive + (whole[0] - contrastive).detach()  # of all ranks; its gradient is this one's share
     loss = contrastive + text_flops * penalties[0] + image_flops * penalties[1]
@@ -69,11 +69,3 @@ def loss_of_rows(
 def _unit(rows: SparseRows) -> SparseRows:
     """The rows divided by their L2 norm, at least EPS."""
     return trusted_rows(F.normalize(rows.values, dim=1, eps=EPS), rows.indices, None, rows.vocab_size)
-
-
-def _accuracy(logit: Tensor, first: int) -> Tensor:
-    """The share of rows i that score their own column first + i higher than all others."""
-    index = torch.arange(len(logit), device=logit.device)[:, None] + first
-    rivals = logit.scatter(1, index, -torch.inf)
-    best_rival = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # the added column: one row has no rival
-    return (logit.gather(1, index)[:, 0] > best_rival).float().mean()

@@ -169,6 +169,13 @@ KINDS |= {
 }
 
 
+def with_gradients(model: nn.Module, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows, and all gradients of sum(w * rows^2) / 2: an entry that rounding lifts over 0 counts little."""
+    torch.manual_seed(3)
+    rows.backward(torch.randn(rows.shape).to(rows.dtype) * rows.detach())
+    return rows.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
 class LargestTensor(TorchDispatchMode):
     """`numel` of the largest tensor that an operator has given."""
 

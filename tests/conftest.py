@@ -106,6 +106,14 @@ def threads(impl: Implementation) -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
     """Every uninitialised tensor starts as NaN (integers: the largest): a kernel that forgets to write is seen."""

@@ -28,9 +28,9 @@ built = pytest.mark.skipif(not (OTHER_PTX or LIBRARY.exists()), reason="_C_cuda.
 
 
 @cache
-def cuobjdump(option: str) -> str:
+def cuobjdump(*options: str) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    result = subprocess.run([str(tool), option, str(LIBRARY)], capture_output=True, text=True, check=True)
+    result = subprocess.run([str(tool), *options, str(LIBRARY)], capture_output=True, text=True, check=True)
     return result.stdout + result.stderr
 
 

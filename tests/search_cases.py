@@ -15,6 +15,7 @@ from stair_kernels import SparseIndex, _index, index_gpu
 
 RANGE = _index.RANGE  # documents
 Csr = scipy.sparse.csr_array
+Matrix = scipy.sparse.csr_array | scipy.sparse.csr_matrix
 Queries = tuple[Tensor, Tensor]  # indices and values [Q, K], as stair::search takes them
 # Where stair::search has a kernel: tests/test_simt.py puts it on CPU tensors.
 HAS_KERNEL = "cpu" if "STAIR_SIMT_LIBRARY" in os.environ else DEVICE
@@ -76,17 +77,24 @@ def csr_of(queries: Queries, V: int) -> Csr:
     return Csr((values[kept].numpy(), indices[kept].numpy(), starts.numpy()), shape=(len(indices), V))
 
 
+def naive(documents: Matrix, queries: Matrix, k: int, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition: float32 products added in float32, terms ascending; score descending, then id ascending."""
+    columns = documents.tocsc()
+    scores = np.full((queries.shape[0], k), -np.inf, np.float32)
+    found = np.full((queries.shape[0], k), -1, np.int64)
+    for q in range(queries.shape[0]):
+        score = np.zeros(documents.shape[0], np.float32)
+        row = queries[[q]].sorted_indices()
+        for v, weight in zip(row.indices, row.data):
+            part = slice(columns.indptr[v], columns.indptr[v + 1])
+            with np.errstate(over="ignore"):
+                score[columns.indices[part]] += weight * columns.data[part]
+        order = np.lexsort((ids, -score))[: k + 1]
+        best = order[score[order] > 0][:k]
+        scores[q, : len(best)], found[q, : len(best)] = score[best], ids[best]
+    return torch.from_numpy(scores), torch.from_numpy(found)
+
+
 def best_of(rows: Csr, queries: Queries, k: int) -> tuple[Tensor, Tensor]:
     """Scores and document numbers [Q, k]: products and sums in float32, terms ascending; ties to the lower document."""
-    columns, (Q, N) = rows.tocsc(), (len(queries[0]), rows.shape[0])
-    scores, found = torch.full((Q, k), -torch.inf), torch.full((Q, k), -1)
-    for q, (terms, values) in enumerate(zip(*(part.numpy() for part in queries))):
-        sums = np.zeros(N, np.float32)
-        for term, value in zip(terms[terms >= 0], values):
-            of_term = slice(columns.indptr[term], columns.indptr[term + 1])
-            with np.errstate(over="ignore"):
-                sums[columns.indices[of_term]] += value * columns.data[of_term]
-        best = np.lexsort((np.arange(N), -sums))[:k]
-        best = best[sums[best] > 0]
-        scores[q, : len(best)], found[q, : len(best)] = torch.from_numpy(sums[best]), torch.from_numpy(best)
-    return scores, found
+    return naive(rows, csr_of(queries, rows.shape[1]), k, np.arange(rows.shape[0]))

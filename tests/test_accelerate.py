@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,15 @@ import stair
 import torch
 import variants
 import work
-from accelerated import CLS, INPUTS, KINDS, SEP, B, D, Kind, LargestTensor, V, forbid, packed
+from accelerated import CLS, INPUTS, KINDS, SEP, B, D, Kind, LargestTensor, V, forbid, packed, with_gradients
 from published import masked_lm
 from tolerance import assert_close
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, RobertaForMaskedLM
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DOCUMENTATION = (Path(__file__).resolve().parents[1] / "docs" / "accelerate.md").read_text(encoding="utf-8")
 HEAVY = ("bert", "naver", "vdr-norm-topk", "vdr-image", "stair")  # one of each mechanism
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=KINDS)
@@ -45,11 +37,8 @@ def is_fast(model: nn.Module) -> bool:
 
 
 def trained(kind: Kind, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rows, and all gradients of sum(w * rows^2) / 2: an entry that rounding lifts over 0 counts little."""
     rows = (kind.accelerated_rows if is_fast(model) else kind.rows)(model)
-    torch.manual_seed(3)
-    rows.backward(torch.randn(rows.shape).to(rows.dtype) * rows.detach())
-    return rows.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return with_gradients(model, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

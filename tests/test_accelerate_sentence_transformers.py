@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import published
 import pytest
 import stair
 import torch
-from accelerated import INPUTS, V, forbid, packed
+from accelerated import INPUTS, V, forbid, packed, with_gradients
 from published import masked_lm
 from tolerance import assert_close
 from torch import Tensor, nn
@@ -22,16 +22,9 @@ pytest.importorskip("sentence_transformers", reason="pip install 'stair-kernels[
 from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
 from sentence_transformers.sparse_encoder import losses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = published.texts(INPUTS)
 D = 32
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +54,9 @@ def decoder(model: SparseEncoder) -> nn.Module:
 
 
 def trained(model: SparseEncoder, features: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rows, and all gradients of sum(w * rows^2) / 2."""
     model.train()
     rows = model(dict(features))["sentence_embedding"]
-    torch.manual_seed(3)
-    rows.backward(torch.randn(rows.shape).to(rows.dtype) * rows.detach())
-    return rows.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return with_gradients(model, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from search_cases import naive
 from test_index import assert_same
-from test_index_pruned import V, make_queries, naive, rows
+from test_index_pruned import V, make_queries, rows
 
 import stair_kernels as sk
 

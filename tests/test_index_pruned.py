@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-import torch
+from search_cases import naive
 from test_index import assert_same
 
 import stair_kernels as sk
@@ -19,26 +19,6 @@ from stair_kernels import _index
 V = 300
 FREQUENT = 40  # terms that many documents have
 TOPICS = 30
-
-
-def naive(
-    documents: scipy.sparse.csr_matrix, queries: scipy.sparse.csr_matrix, k: int, ids: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition: float32 products added in float32, terms ascending; score descending, then id ascending."""
-    columns = documents.tocsc()
-    scores = np.full((queries.shape[0], k), -np.inf, np.float32)
-    found = np.full((queries.shape[0], k), -1, np.int64)
-    for q in range(queries.shape[0]):
-        score = np.zeros(documents.shape[0], np.float32)
-        row = queries[q].sorted_indices()
-        for v, weight in zip(row.indices, row.data):
-            part = slice(columns.indptr[v], columns.indptr[v + 1])
-            with np.errstate(over="ignore"):
-                score[columns.indices[part]] += weight * columns.data[part]
-        order = np.lexsort((ids, -score))[: k + 1]
-        best = order[score[order] > 0][:k]
-        scores[q, : len(best)], found[q, : len(best)] = score[best], ids[best]
-    return torch.from_numpy(scores), torch.from_numpy(found)
 
 
 def rows(random: np.random.Generator, N: int, frequent: int, topical: int, levels: int = 0) -> scipy.sparse.csr_matrix:
