@@ -2,7 +2,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
 #include <string>
 #include <vector>
 #if defined(__x86_64__)
@@ -12,6 +11,7 @@
 #endif
 
 #include "check.h"
+#include "isa_choice.h"
 
 // Defined by tests/amx/emulator.cpp, when it is preloaded: executes AMX instructions on a CPU that has none.
 extern "C" __attribute__((weak)) bool stair_emulates_amx();
@@ -40,9 +40,7 @@ bool may_use_amx() {
 std::vector<const SimdKernels*> available() {
   std::vector<const SimdKernels*> found;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
+  if (cpu_has_avx512()) {
     bool pairs = __builtin_cpu_supports("avx512bf16");
     if (pairs && may_use_amx()) found.push_back(&amx::kernels);
     // VDPBF16PS does two multiplications where an FMA does one: measured 1.9x on Zen 4. On Intel it issues at half
@@ -51,23 +49,17 @@ std::vector<const SimdKernels*> available() {
     found.push_back(&avx512::kernels);
     if (pairs && !__builtin_cpu_is("amd")) found.push_back(&avx512_bf16::kernels);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    found.push_back(&avx2::kernels);
+  if (cpu_has_avx2()) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&generic::kernels);
   return found;
 }
 
 const SimdKernels& choose() {
-  auto found = available();
-  const char* forced = std::getenv("STAIR_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return *found.front();
-  std::string names;
-  for (auto* kernels : found) {
-    if (std::string(forced) == kernels->name) return *kernels;
-    names += (names.empty() ? "" : ", ") + std::string(kernels->name);
-  }
-  STAIR_CHECK(false, "STAIR_CPU_ISA: expected one that this CPU has (", names, "), got ", forced);
+  const auto found = available();
+  return *forced_or_first(
+      found, [](const SimdKernels* kernels) { return kernels->name; },
+      [](const std::string& message) { STAIR_CHECK(false, message); });
 }
 
 std::string cpu_isa() { return simd().name; }

@@ -13,9 +13,7 @@ static_assert(kBins << kBinShift == kMostBound + 1);
 
 // Sums over the block. `total` is 0, and may be read until the next barrier.
 __device__ int count_all(uint64_t mine, int* total) {
-  int count = __popcll(mine);
-#pragma unroll
-  for (int step = 16; step; step /= 2) count += __shfl_xor_sync(kAllLanes, count, step);
+  const int count = sum_of_warp(__popcll(mine));
   if (threadIdx.x % 32 == 0 && count) atomicAdd(total, count);
   __syncthreads();
   return *total;
@@ -32,12 +30,7 @@ __device__ int kth_bound(const uint32_t* sums, uint64_t reaching, int k, int* bi
   __syncthreads();
   const int* mine = bins + 4 * threadIdx.x;
   const int within = mine[0] + mine[1] + mine[2] + mine[3];
-  int from_here = within;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int further = __shfl_down_sync(kAllLanes, from_here, step);
-    if (lane + step < 32) from_here += further;
-  }
+  const int from_here = sum_from_lane(within);
   if (lane == 0) of_warp[warp] = from_here;
   __syncthreads();
   int above = from_here - within;
@@ -54,12 +47,7 @@ __device__ int kth_bound(const uint32_t* sums, uint64_t reaching, int k, int* bi
 // The documents in `mine` of all threads, in no order, over the sums: all have been read. `count` is 0.
 __device__ void list_documents(uint64_t mine, uint16_t* list, int* count) {
   const int lane = threadIdx.x % 32, own = __popcll(mine);
-  int end = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(kAllLanes, end, step);
-    if (lane >= step) end += before;
-  }
+  const int end = sum_up_to_lane(own);
   int start = 0;
   if (lane == 31 && end) start = atomicAdd(count, end);
   int slot = __shfl_sync(kAllLanes, start, 31) + end - own;

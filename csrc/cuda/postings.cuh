@@ -64,13 +64,7 @@ __device__ void number_pieces(Segment* segments, int* ends, int n) {
   int before = 0;
   for (int first = 0; first < n; first += 32) {
     const int j = first + lane, mine = j < n ? pieces_of(segments[j]) : 0;
-    int end = mine;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(kAllLanes, end, step);
-      if (lane >= step) end += other;
-    }
-    end += before;
+    const int end = before + sum_up_to_lane(mine);
     before = __shfl_sync(kAllLanes, end, 31);
     if (j >= n) continue;
     const int shift = (end - mine) * kPiece;

@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "cuda/sum_rows.cuh"
+#include "cuda/warp.cuh"
 
 namespace stair {
 namespace {
@@ -84,8 +85,7 @@ __global__ void __launch_bounds__(kThreads)
     const int begin = __shfl_sync(kAllLanes, start, column), end = __shfl_sync(kAllLanes, start, column + 1);
     float sum = 0.0f;
     for (int64_t i = int64_t(begin) + lane; i < end; i += 32) sum += factors[i];
-#pragma unroll
-    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    sum = sum_of_warp(sum);
     if (lane == 0) grad_bias[first + column] = sum;
   }
 }

@@ -42,12 +42,6 @@ struct Rows {
   }
 };
 
-__device__ __forceinline__ double sum_of_warp(double x) {
-#pragma unroll
-  for (int step = 16; step; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-
 // A warp a query, indices and values [Q, K], ascending with -1 last: its plan, its terms that can match [Q, K], and no
 // best [Q, k] yet. What nobody can raise an error for poisons the query: a weight that is negative or not finite, and
 // terms that do not ascend. Terms past the vocabulary are none.

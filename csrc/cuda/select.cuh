@@ -12,6 +12,7 @@
 // the largest value of all, so that it is never lost.
 #pragma once
 #include "cuda/ptx.cuh"
+#include "cuda/warp.cuh"
 
 namespace stair {
 
@@ -94,12 +95,7 @@ class Selection {
   __device__ bool push(uint32_t& wanted, Entry entry) {
     if (!__any_sync(kAllLanes, wanted)) return false;
     const int lane = threadIdx.x % 32, mine = __popc(wanted);
-    int end = mine;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(kAllLanes, end, step);
-      if (lane >= step) end += before;
-    }
+    const int end = sum_up_to_lane(mine);
     int start = 0;
     if (lane == 31) start = atomicAdd(&shared_.count, end);
     int slot = __shfl_sync(kAllLanes, start, 31) + end - mine;
@@ -189,12 +185,7 @@ inline __device__ int Selection::highest_difference(int n) {
 // The digit of the entry that `want` of them reach, by what is in its bin and in those above: a bin a thread.
 inline __device__ void Selection::find_bin(int want) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, within = shared_.bins[threadIdx.x];
-  int from_here = within;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int further = __shfl_down_sync(kAllLanes, from_here, step);
-    if (lane + step < 32) from_here += further;
-  }
+  const int from_here = sum_from_lane(within);
   if (lane == 0) shared_.warp_count[warp] = from_here;
   __syncthreads();
   int above = from_here - within;

@@ -25,6 +25,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/lists.cuh"
+#include "cuda/warp.cuh"
 
 namespace stair {
 namespace {
@@ -124,9 +125,7 @@ __device__ __forceinline__ float sum_of_list(const float* grad, const Posting* p
     sum += gathered(grad, pair);
     sum += gathered(grad, further);
   }
-#pragma unroll
-  for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-  return sum;
+  return sum_of_warp(sum);
 }
 
 // A block a query: grad_a [Q, K] of the gradient [Q, N] of the scores.

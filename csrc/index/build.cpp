@@ -63,7 +63,7 @@ void copy_rows(const Rows& rows, const int64_t* order, const NewLayout& out) {
   Term* terms = static_cast<Term*>(out.row_terms);
   if (out.half_weights) {
     uint16_t* weights = static_cast<uint16_t*>(out.row_weights);
-    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = half_of(weight); });
+    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = encode_half(weight); });
   } else {
     float* weights = static_cast<float*>(out.row_weights);
     copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = weight; });

@@ -127,7 +127,7 @@ void refine(const FrequentTerm* terms, int64_t n_terms, const Codes& codes, uint
 }
 
 inline float weight_at(const float* weights, int64_t i) { return weights[i]; }
-inline float weight_at(const uint16_t* weights, int64_t i) { return half_to_float(weights[i]); }
+inline float weight_at(const uint16_t* weights, int64_t i) { return decode_half(weights[i]); }
 
 template <class Term, class Weight>
 float score(const Row& row, const DenseQuery& query) {

@@ -59,6 +59,10 @@ class Searcher {
   struct Candidate {
     uint32_t document;  // within the stretch
     uint16_t bound;
+
+    bool operator<(const Candidate& other) const {  // largest bounds first
+      return bound > other.bound || (bound == other.bound && document < other.document);
+    }
   };
 
   int64_t n_terms() const { return static_cast<int64_t>(terms_.size()); }
@@ -76,6 +80,8 @@ class Searcher {
   void refine(int64_t n_chunks);
   bool prefers_all(int64_t first, int64_t n_terms, int64_t n_chunks) const;
   void refine_all(int64_t first, int64_t n_terms, int64_t n_chunks);
+  template <class BoundOf>
+  void list_candidates(const BoundOf& bound_of);
   void finish();
   void score_all();
 

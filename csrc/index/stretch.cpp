@@ -120,25 +120,30 @@ void Searcher::collect(int64_t n_chunks, uint16_t least) {
   }
 }
 
-void Searcher::seed(int64_t n_chunks) {
-  const uint16_t threshold = seed_threshold(n_chunks);
-  if (threshold == 0) return;
-  collect(n_chunks, std::max(threshold, least()));
+// The documents of the live groups, each with bound_of(document).
+template <class BoundOf>
+void Searcher::list_candidates(const BoundOf& bound_of) {
   candidates_.clear();
   for (int64_t g = 0; g < live_.size; g++) {
     const int64_t first = live_.group[g] * kGroup - base_;
     for (uint64_t left = live_.documents[g]; left != 0; left &= left - 1) {
       const uint32_t document = static_cast<uint32_t>(first + __builtin_ctzll(left));
-      const double remainder = !optional_.empty() ? remainders_[document / kBlock] : 0;
-      const double expected = sums_[document] - kRemainderPart * remainder;
-      candidates_.push_back({document, static_cast<uint16_t>(std::max(expected, 0.0))});
+      candidates_.push_back({document, bound_of(document)});
     }
   }
+}
+
+void Searcher::seed(int64_t n_chunks) {
+  const uint16_t threshold = seed_threshold(n_chunks);
+  if (threshold == 0) return;
+  collect(n_chunks, std::max(threshold, least()));
+  list_candidates([&](uint32_t document) {
+    const double remainder = !optional_.empty() ? remainders_[document / kBlock] : 0;
+    const double expected = sums_[document] - kRemainderPart * remainder;
+    return static_cast<uint16_t>(std::max(expected, 0.0));
+  });
   const size_t wanted = std::min(k_ + k_ / 3 + 1, candidates_.size());
-  const auto larger = [](const Candidate& a, const Candidate& b) {
-    return a.bound > b.bound || (a.bound == b.bound && a.document < b.document);
-  };
-  std::nth_element(candidates_.begin(), candidates_.begin() + wanted, candidates_.end(), larger);
+  std::nth_element(candidates_.begin(), candidates_.begin() + wanted, candidates_.end());
   for (size_t i = 0; i < wanted; i++) fetch(layout_.row_starts + base_ + candidates_[i].document);
   for (size_t i = 0; i < wanted; i++) fetch_row(base_ + candidates_[i].document);
   for (size_t i = 0; i < wanted; i++) {
@@ -189,17 +194,8 @@ void Searcher::refine_all(int64_t first, int64_t n_terms, int64_t n_chunks) {
 }
 
 void Searcher::finish() {
-  candidates_.clear();
-  for (int64_t g = 0; g < live_.size; g++) {
-    const int64_t first = live_.group[g] * kGroup - base_;
-    for (uint64_t left = live_.documents[g]; left != 0; left &= left - 1) {
-      const uint32_t document = static_cast<uint32_t>(first + __builtin_ctzll(left));
-      candidates_.push_back({document, sums_[document]});
-    }
-  }
-  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
-    return a.bound > b.bound || (a.bound == b.bound && a.document < b.document);
-  });
+  list_candidates([&](uint32_t document) { return sums_[document]; });
+  std::sort(candidates_.begin(), candidates_.end());
   constexpr size_t kAhead = 4;
   for (size_t i = 0; i < std::min(kAhead, candidates_.size()); i++) fetch_row(base_ + candidates_[i].document);
   for (size_t i = 0; i < candidates_.size() && candidates_[i].bound >= least(); i++) {

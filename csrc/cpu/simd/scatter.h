@@ -87,20 +87,7 @@ inline uint16_t to_half(float value) {
 #if defined(__F16C__)
   return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // 65520 and above round to infinity
-  if (magnitude < 0x38800000) {                                 // below 2^-14: a multiple of 2^-24
-    float shifted;  // adding 2^-1 puts the unit of the last place at 2^-24, and rounds
-    std::memcpy(&shifted, &magnitude, 4);
-    shifted += 0.5f;
-    std::memcpy(&magnitude, &shifted, 4);
-    return uint16_t(sign | (magnitude - 0x3f000000));
-  }
-  uint32_t rebiased = magnitude - (112u << 23);
-  return uint16_t(sign | ((rebiased + 0xfff + (rebiased >> 13 & 1)) >> 13));
+  return encode_half(value);
 #endif
 }
 

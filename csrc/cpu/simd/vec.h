@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/simd/kernels.h"
+#include "half.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -52,19 +53,7 @@ inline float from_half(uint16_t bits) {
 #if defined(__F16C__)
   return _cvtsh_ss(bits);
 #else
-  // Subnormals by value, the rest by moving the exponent: 112 = 127 - 15.
-  uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff, wide;
-  if (magnitude < 0x400) {
-    float value = float(magnitude) * 5.9604644775390625e-08f;  // 2^-24
-    std::memcpy(&wide, &value, 4);
-  } else {
-    wide = (magnitude << 13) + (112u << 23);
-    if (magnitude >= 0x7c00) wide += 112u << 23;  // infinity and NaN
-  }
-  wide |= sign;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
+  return decode_half(bits);
 #endif
 }
 
