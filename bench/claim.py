@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +81,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_one(variant: str, material: Material, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Trains one model and measures it; the batches of a seed are the same for every variant."""
+def run_one(
+    variant: str,
+    material: Material,
+    recipe: dict[str, Any],  # of TrainConfig; for CLIP with "width"
+    start: Callable[[], tuple[STAIRModel, STAIRProcessor]] = initial_model,
+) -> dict[str, Any]:
+    """Trains one model and measures it; a seed gives every variant the same towers and batches."""
     torch.manual_seed(recipe["seed"])
-    model, processor = initial_model()
+    model, processor = start()
     data = emoji_training(material.concepts, material.split, material.features)
     recipe = dict(recipe)
     width = recipe.pop("width", None)
     config = TrainConfig(**recipe)
     torch.manual_seed(config.seed)
-    rates = {"learning_rate": config.learning_rate, "text_learning_rate": config.text_learning_rate}
+    rates = config.learning_rate, config.text_learning_rate
     if variant == "clip":
-        loop = Loop(config, DenseObjective(DenseCLIP(model, width), **rates), data, processor)
+        loop = Loop(config, DenseObjective(DenseCLIP(model, width), *rates), data, processor)
     else:
         objective = StairObjective(
             model,
             config.schedule(),
-            start_active=config.start_active,
-            text_flops=config.text_flops,
-            image_flops=config.image_flops,
-            **rates,
+            config.start_active,
+            config.text_flops,
+            config.image_flops,
+            *rates,
         )
         loop = Loop(config, objective, data, processor)
     cpu = time.process_time()

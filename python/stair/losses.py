@@ -202,13 +202,20 @@ class StairObjective:
         if stage == Stage.EXPAND:
             image = frozen(image)
         ramp = min(1.0, fraction / 0.5) ** 2
-        weights = {"text_flops": ramp * self.text_flops, "image_flops": ramp * self.image_flops}
+        text_flops, image_flops = ramp * self.text_flops, ramp * self.image_flops
         if stage == Stage.MASKED:
-            cut = sk.vocab_topk(*image, k=MASKED_K) if self.head == "fused" else sk.topk(eager_pool(image), MASKED_K)
-            rows = own_rows(text, texts["input_ids"])
-            parts = sk.loss_of_rows(rows, cut, logit_scale=model.logit_scale, normalize=True, **weights)
+            parts = sk.loss_of_rows(
+                own_rows(text, texts["input_ids"]),
+                sk.vocab_topk(*image, k=MASKED_K) if self.head == "fused" else sk.topk(eager_pool(image), MASKED_K),
+                logit_scale=model.logit_scale,
+                text_flops=text_flops,
+                image_flops=image_flops,
+                normalize=True,
+            )
         else:
-            parts = joint_loss(text, image, model.logit_scale, head=self.head, **weights)
+            parts = joint_loss(
+                text, image, model.logit_scale, text_flops=text_flops, image_flops=image_flops, head=self.head
+            )
         logged = {name: value.item() for name, value in parts._asdict().items()}
         return parts.loss, {"stage": stage.value, "scale": model.logit_scale.item(), **logged}
 
