@@ -30,7 +30,9 @@ def start(folder: Path) -> tuple[STAIRModel, STAIRProcessor]:
 
 
 def ten_concepts() -> Material:
-    concepts = [Concept(str(n), "", name, tuple(f"w{n + 10 * more}" for more in range(5))) for n, name in enumerate(NAMES)]
+    concepts = [
+        Concept(str(n), "", name, tuple(f"w{n + 10 * more}" for more in range(5))) for n, name in enumerate(NAMES)
+    ]
     styles = ["openmoji", "twemoji", "noto-mono"]
     generator = np.random.default_rng(0)
     pictures = {style: np.ones((10, 1, 1, 3), np.uint8) for style in styles}
