@@ -58,6 +58,7 @@ def train(
         image_flops=config.image_flops,
         learning_rate=config.learning_rate,
         text_learning_rate=config.text_learning_rate,
+        matrix_rate=config.matrix_rate,
         head=config.head,
     )
     model.config.text_k, model.config.image_k, model.config.head = config.text_k, config.image_k, config.head
