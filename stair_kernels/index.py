@@ -97,7 +97,7 @@ class SparseIndex(IndexOnDisk):
     def add(self, rows: Rows, ids: Any = None, *, payloads: Any = None) -> None:
         """Add documents, found by the searches that begin from now on; rounded to float16 in a compact index.
 
-        They are a new segment, merged with those before it that are no larger.
+        They are a new segment, merged with those before it that are not twice as large.
 
         Args:
             rows: as for `build`, over the index's vocabulary.

@@ -14,13 +14,13 @@ from stair_kernels.index_segments import Ids, Segment
 
 
 def appended(segments: Sequence[Segment], new: Segment) -> tuple[Segment, ...]:
-    """The segments and a new one, merged with those before it that are no larger: N documents are in at most
-    log2 N + 1 segments, and each is written log2 N times at most.
+    """The segments and a new one, merged with those before it that are not twice as large: N documents are in at most
+    log2 N + 1 segments, and a document is built again only into a segment that is half as large again.
     """
     if not len(new):
         return tuple(segments)
     kept, tail, size = list(segments), [new], len(new)
-    while kept and len(kept[-1]) <= size:
+    while kept and len(kept[-1]) < 2 * size:
         tail.insert(0, kept.pop())
         size += len(tail[0])
     return (*kept, new if len(tail) == 1 else merged([tail]))

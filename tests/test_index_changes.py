@@ -34,8 +34,8 @@ def built(part: slice, **options: bool) -> sk.SparseIndex:
 
 @pytest.mark.parametrize("reorder", [False, True])
 def test_any_history_is_the_index_of_what_is_left(tmp_path: Path, reorder: bool) -> None:
-    index = built(slice(0, 1500), reorder=reorder)
-    index.add(DOCUMENTS[1500:2900], IDS[1500:2900])
+    index = built(slice(0, 2000), reorder=reorder)
+    index.add(DOCUMENTS[2000:2900], IDS[2000:2900])
     kept = np.arange(N) < 2900
     for step in range(4):
         deleted = RANDOM.permutation(np.flatnonzero(kept))[:300]

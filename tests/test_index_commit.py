@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +125,17 @@ def test_a_commit_writes_what_is_new(path: Path) -> None:
         ]
 
 
-def test_segments_grow_in_number_as_the_logarithm(path: Path) -> None:
+@pytest.mark.parametrize("sizes", [[1] * 100, range(19, 0, -1)], ids=["ones", "descending"])
+def test_segments_grow_in_number_as_the_logarithm(path: Path, sizes: Sequence[int]) -> None:
     with sk.SparseIndex.open(path, mode="a") as index:
-        for number in range(100):
-            index.add(MORE[number], [1000 + number])
+        first = 0
+        for size in sizes:
+            add(first, first + size)(index)
             index.commit()
-            assert index.stats()["segments"] <= 8
+            first += size
+            assert index.stats()["segments"] <= np.log2(len(index)) + 1
     again = opened(path)
-    assert same(again, sk.SparseIndex.merge([BASE, sk.SparseIndex.build(MORE[:100], np.arange(100) + 1000)]))
+    assert same(again, sk.SparseIndex.merge([BASE, sk.SparseIndex.build(MORE[:first], np.arange(first) + 1000)]))
     assert len(list(path.glob("segment-*"))) == again.stats()["segments"]
 
 
