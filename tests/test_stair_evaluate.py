@@ -12,7 +12,8 @@ import pytest
 import torch
 from stair import STAIRModel, STAIRProcessor
 from stair.baseline import DenseCLIP
-from stair.data import EvaluationSet, Pairs
+from stair.data import EvaluationSet
+from stair.datasets import Pairs
 from stair.demo import DemoResult, plan, run
 from stair.emoji import INSTALL
 from stair.evaluate import (
@@ -192,7 +193,7 @@ def test_the_demo_on_a_few_real_pictures(tmp_path: Path, monkeypatch: pytest.Mon
         assert collection.picture(item).is_file()
     model = STAIRModel.from_pretrained(out / "model").eval()
     processor = STAIRProcessor.from_pretrained(out / "model")
-    from stair.data import read_picture
+    from stair.datasets import read_picture
 
     number = len(collection.items) // 2
     with torch.no_grad():

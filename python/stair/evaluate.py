@@ -13,7 +13,8 @@ from torch import Tensor
 
 import stair_kernels as sk
 from stair.baseline import DenseCLIP
-from stair.data import EvaluationSet, Pairs
+from stair.data import EvaluationSet
+from stair.datasets import Pairs
 from stair.features import FilePictures, features_of
 from stair.model import STAIRModel
 from stair.processing import STAIRProcessor
@@ -159,7 +160,7 @@ def evaluate_pairs(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Recall over the user's pictures and captions."""
-    pictures = FilePictures(pairs.paths, model.config.image_size)
+    pictures = FilePictures(pairs.pictures, model.config.image_size)
     report = None if progress is None else lambda done: progress("features", done, len(pairs), {})
     features = features_of(model.backbone, pictures, cache=cache, done=report)[:, 0]
     texts = [text for listed in pairs.texts for text in listed]

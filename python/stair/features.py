@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stair.datasets.pairs import Picture, read_picture, state_of
 from stair.processing import STAIRProcessor, fit_square
 from stair.vision import FEATURE_WIDTH, STRIDE, EfficientNetLite0
 
@@ -53,25 +54,22 @@ class PixelPictures:
 
 
 class FilePictures:
-    """Picture files, fitted into squares of `size` when they are read."""
+    """Picture files and tar entries, fitted into squares of `size` when they are read."""
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.paths, self.size = list(paths), size
+    def __init__(self, pictures: Sequence[Picture], size: int) -> None:
+        self.pictures, self.size = list(pictures), size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def pixels(self, start: int, stop: int) -> np.ndarray:
-        from stair.data import read_picture
-
-        return np.stack([fit_square(read_picture(path), self.size) for path in self.paths[start:stop]])
+        return np.stack([fit_square(read_picture(picture), self.size) for picture in self.pictures[start:stop]])
 
     def key(self) -> str:
         """Of names, sizes and times of change: reading every file would cost what the cache saves."""
         digest = hashlib.sha256(str(self.size).encode())
-        for path in self.paths:
-            stat = path.stat()
-            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        for picture in self.pictures:
+            digest.update(state_of(picture).encode())
         return digest.hexdigest()
 
 

@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 import stair_kernels as sk
 from stair.checkpoint import load
-from stair.data import Pairs, TrainingSet
+from stair.data import TrainingSet
+from stair.datasets import Pairs
 from stair.features import FilePictures, features_of
 from stair.files import replacing_folder, require_writable
 from stair.loop import Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
@@ -107,7 +108,7 @@ def train_pairs(
     require_writable(Path(out_dir).resolve().parent)
     require_ours(Path(out_dir))
     model, processor = initial_model() if init is None else load(init)
-    pictures = FilePictures(pairs.paths, model.config.image_size)
+    pictures = FilePictures(pairs.pictures, model.config.image_size)
     total = len(pairs) * (1 + augmented)
     report = None if progress is None else lambda done: progress("features", done, total, {})
     features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
