@@ -22,6 +22,7 @@ from stair.datasets import read_picture
 from stair.drawing import render, render_cached, unseen_style
 from stair.emoji import Concept, DemoDataMissingError, code_points, load_concepts
 from stair.features import FilePictures, PixelPictures, augment, features_of, ink
+from stair.pictures import ImageSettings
 from stair.vision import EfficientNetLite0
 from tiny_stair import save_pictures
 
@@ -214,11 +215,11 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
 
 def test_file_pictures_are_read_when_needed(pictures: Path) -> None:
     paths = sorted(pictures.glob("*.png"))
-    found = FilePictures(paths, 32)
+    found = FilePictures(paths, ImageSettings(32))
     assert found.pixels(1, 3).shape == (2, 32, 32, 3)
     before = found.key()
     Image.new("RGB", (9, 9)).save(paths[0])
-    assert FilePictures(paths, 32).key() != before
+    assert FilePictures(paths, ImageSettings(32)).key() != before
 
 
 def test_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from stair.datasets import (
 )
 from stair.datasets.webdataset import samples, shards_of
 from stair.features import FilePictures
+from stair.pictures import ImageSettings
 from tiny_stair import COLORS, save_pictures
 
 
@@ -260,7 +261,7 @@ def test_webdataset_shards_are_read_in_place(tmp_path: Path) -> None:
     pairs = load_pairs(tmp_path / "shards" / "000.tar")
     assert pairs.texts == [["a red picture"], ["green", "not red"]]
     assert [read_picture(picture).getpixel((4, 4))[1] for picture in pairs.pictures] == [0, 200]
-    assert FilePictures(pairs.pictures, 16).pixels(0, 2).shape == (2, 16, 16, 3)
+    assert FilePictures(pairs.pictures, ImageSettings(16)).pixels(0, 2).shape == (2, 16, 16, 3)
     assert sorted(tmp_path.rglob("*")) == before
     last = list(samples(tmp_path / "shards" / "001.tar"))[-1]
     assert (last.key, last.texts["txt"]) == ("train/x", b"dark")
@@ -336,12 +337,12 @@ def test_features_of_a_shard_are_computed_again_when_it_changes(tmp_path: Path) 
     save_shards(tmp_path)
     pictures = load_pairs(tmp_path / "000.tar").pictures
     assert isinstance(pictures[0], TarPicture)
-    keys = {FilePictures(part, 16).key() for part in (pictures, pictures[:1], pictures[1:])}
+    keys = {FilePictures(part, ImageSettings(16)).key() for part in (pictures, pictures[:1], pictures[1:])}
     assert len(keys) == 3
     (tmp_path / "000.tar").touch()
     with open(tmp_path / "000.tar", "ab") as stream:
         stream.write(bytes(512))
-    assert FilePictures(pictures, 16).key() not in keys
+    assert FilePictures(pictures, ImageSettings(16)).key() not in keys
 
 
 def test_class_folders_are_labelled(tmp_path: Path) -> None:

@@ -250,6 +250,16 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Start from this text encoder of transformers (folder or name), with --image-encoder."),
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="And this vision encoder: CLIP, ViT, SigLIP, DINOv2 and their kin.")
+    ] = None,
+    freeze_image: Annotated[
+        bool | None, typer.Option("--freeze-image", help="Train the vision encoder's head only.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw.")] = None,
     held_out: Annotated[
         float,
@@ -277,8 +287,15 @@ def train(
     """
     from stair.recipe import read_recipe
 
-    flags = {"steps": steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate, "precision": precision}
-    config = read_recipe(config_file, {**flags, "seed": seed})
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "minutes": minutes,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "precision": precision,
+    }
+    flags |= {"seed": seed, "text_encoder": text_encoder, "image_encoder": image_encoder, "freeze_image": freeze_image}
+    config = read_recipe(config_file, flags)
     if start is not None:
         _require_checkpoint(start)
     from stair.checkpoint import load

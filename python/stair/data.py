@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stair.emoji import TRAIN_STYLES, Concept
+from stair.features import PixelValues
 
 
 @dataclass
@@ -15,25 +16,28 @@ class TrainingSet:
     """N items, each with features of its pictures and a way to draw a text.
 
     Args:
-        features: one array [items, copies, L, 432] a drawing style (one for photographs).
+        features: one array [items, copies, L, 432] a drawing style (one for photographs), or pixel values in its place.
         items: [N] int, the rows of the arrays that may be trained on.
         text: gives a text of an item (a row number of the arrays) from a random generator.
     """
 
-    features: list[np.ndarray]
+    features: Sequence[np.ndarray | PixelValues]
     items: np.ndarray
     text: Callable[[int, np.random.Generator], str]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def pictures(self, items: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-        """One picture's features an item, of a random style and copy: float32 [B, L, 432]."""
+    def pictures(self, items: Sequence[int], generator: np.random.Generator, part: slice = slice(None)) -> np.ndarray:
+        """One picture's features an item, of a random style and copy: float32 [B, L, 432].
+
+        With `part` the draws are those of all items, and the features those of its items alone.
+        """
         drawn = []
         for item in items:
-            array = self.features[generator.integers(len(self.features))]
-            drawn.append(array[item, generator.integers(array.shape[1])])
-        return np.stack(drawn).astype(np.float32)
+            array = self.features[int(generator.integers(len(self.features)))]
+            drawn.append((array, item, int(generator.integers(array.shape[1]))))
+        return np.stack([array[item, copy] for array, item, copy in drawn[part]]).astype(np.float32)
 
 
 @dataclass

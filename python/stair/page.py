@@ -138,7 +138,7 @@ def _picture(collection: Collection, item: dict[str, Any]) -> str:
     from PIL import Image
 
     from stair.datasets import read_picture
-    from stair.processing import fit_square
+    from stair.pictures import fit_square
 
     path = collection.picture(item)
     if path is None:
