@@ -128,6 +128,8 @@ def share(text_terms: list[Term], image_terms: list[Term]) -> list[SharedTerm]:
 
 def place(position: int, grid: int) -> str:
     """A position of a grid x grid map in words: "top left", "centre", with its row and column from 1."""
+    if position >= grid * grid:
+        return "whole picture"  # a CLS or register token
     row, column = divmod(position, grid)
     third_down, third_across = (3 * (2 * cell + 1) // (2 * grid) for cell in (row, column))  # of the cell's middle
     vertical, horizontal = ("top", "", "bottom")[third_down], ("left", "", "right")[third_across]
@@ -139,6 +141,6 @@ def heat(shared: list[SharedTerm], grid: int) -> list[list[float]]:
     """grid x grid: the share of the score that was seen at each place of the picture."""
     cells = [[0.0] * grid for _ in range(grid)]
     for term in shared:
-        if term.image_position >= 0:
+        if 0 <= term.image_position < grid * grid:
             cells[term.image_position // grid][term.image_position % grid] += term.share
     return cells

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stair.data import TrainingSet
-from stair.head import HEADS
+from stair.head import HEADS, TIES
 from stair.losses import Schedule, Stage
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
@@ -48,6 +48,8 @@ class TrainConfig:
         head: "fused", or "reference" for eager PyTorch.
         eager_steps: steps that are also measured with the eager head afterwards, on a copy of the model; 0 = none.
         checkpoint_minutes: time between checkpoints that a stopped training resumes from.
+        text_encoder, image_encoder: encoders of transformers to start from, by folder or name; both or neither.
+        freeze_image, tie_vocabulary: of the model made of them (see STAIRConfig).
     """
 
     steps: int = 600
@@ -70,6 +72,10 @@ class TrainConfig:
     head: str = "fused"
     eager_steps: int = 0
     checkpoint_minutes: float = 2.0
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+    freeze_image: bool = False
+    tie_vocabulary: str = "none"
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 2), ("text_k", 1), ("image_k", 1), ("eager_steps", 0)):
@@ -77,7 +83,11 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
-        for name, known in (("precision", PRECISIONS), ("head", HEADS)):
+        if (self.text_encoder is None) != (self.image_encoder is None):
+            got = f"{self.text_encoder!r} and {self.image_encoder!r}"
+            raise ValueError(f"text_encoder, image_encoder: expected both or neither, got {got}")
+        known_values = (("precision", PRECISIONS), ("head", HEADS), ("tie_vocabulary", TIES))
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         self.schedule()

@@ -148,6 +148,15 @@ def calibrate(model: STAIRModel, features: Tensor, active: float) -> float:
     return shift
 
 
+def distinct(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups without what is frozen and without a tied parameter's second mention."""
+    seen: set[Tensor] = set()
+    for group in groups:
+        group["params"] = [p for p in dict.fromkeys(group["params"]) if p.requires_grad and p not in seen]
+        seen.update(group["params"])
+    return [group for group in groups if group["params"]]
+
+
 @dataclass
 class StairObjective:
     """The stages of a STAIRModel's training as one function of the fraction of training done.
@@ -179,12 +188,14 @@ class StairObjective:
         text = [*model.text_tower.parameters(), *model.text_head.parameters()]
         matrix = model.image_head.weight
         image = [p for p in [*model.image_tower.parameters(), *model.image_head.parameters()] if p is not matrix]
-        return [
-            {"params": text, "lr": self.text_learning_rate, "weight_decay": 0.01},
-            {"params": image, "lr": self.learning_rate, "weight_decay": 0.05},
-            {"params": [matrix], "lr": self.learning_rate * 0.4, "weight_decay": 0.0},
-            {"params": [model.log_scale], "lr": 1e-2, "weight_decay": 0.0},
-        ]
+        return distinct(
+            [
+                {"params": text, "lr": self.text_learning_rate, "weight_decay": 0.01},
+                {"params": image, "lr": self.learning_rate, "weight_decay": 0.05},
+                {"params": [matrix], "lr": self.learning_rate * 0.4, "weight_decay": 0.0},
+                {"params": [model.log_scale], "lr": 1e-2, "weight_decay": 0.0},
+            ]
+        )
 
     def loss(self, texts: dict[str, Tensor], features: Tensor, fraction: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of B texts and the features of their B pictures when `fraction` of training is done; what to log."""
