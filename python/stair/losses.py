@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stair_kernels as sk
 from stair.head import eager_pool
+from stair.parallel import spread
+from stair_kernels.distributed import all_gather
 
 if TYPE_CHECKING:
     from stair.model import STAIRModel
@@ -26,11 +29,25 @@ def joint_loss(
     text_flops: float = 0.0,
     image_flops: float = 0.0,
     head: str = "fused",
+    group: dist.ProcessGroup | None = None,
 ) -> sk.StairLoss:
-    """sk.stair_loss on L2-normalised rows; with head="reference" the same in eager PyTorch, [B, L, V] and all."""
+    """sk.stair_loss on L2-normalised rows; with head="reference" the same in eager PyTorch, [B, L, V] and all.
+
+    With `group` each process gives its part of the batch and has the loss of the whole (stair_kernels.distributed).
+    """
+    if group is not None:
+        if head != "fused":
+            raise ValueError(f"head: expected fused in several processes, got {head!r}")
+        text, image = spread(text, group), spread(image, group)
     if head == "fused":
         return sk.stair_loss(
-            text, image, logit_scale=logit_scale, text_flops=text_flops, image_flops=image_flops, normalize=True
+            text,
+            image,
+            logit_scale=logit_scale,
+            text_flops=text_flops,
+            image_flops=image_flops,
+            normalize=True,
+            group=group,
         )
     text_rows, image_rows = (eager_pool(side).float() for side in (text, image))
     return sk.reference.loss_of_rows(
@@ -104,6 +121,7 @@ class StairObjective:
     text_learning_rate: float = 8e-4
     head: str = "fused"
     calibrated: bool = False
+    group: dist.ProcessGroup | None = None  # of the processes that train together
     clip: float = 5.0
 
     @property
@@ -135,7 +153,8 @@ class StairObjective:
             return loss, {"stage": 1, "loss": loss.item()}
         if not self.calibrated and self.grounding > 0:
             model.eval()
-            calibrate(model, features, self.start_active)
+            every = features if self.group is None else all_gather(features, self.group)
+            calibrate(model, every, self.start_active)
             model.train()
             self.calibrated = True
         ramp = min(1.0, fraction / 0.5) ** 2
@@ -146,6 +165,7 @@ class StairObjective:
             text_flops=ramp * self.text_flops,
             image_flops=ramp * self.image_flops,
             head=self.head,
+            group=self.group,
         )
         logged = {name: value.item() for name, value in parts._asdict().items()}
         return parts.loss, {"stage": 2, "scale": model.logit_scale.item(), **logged}
