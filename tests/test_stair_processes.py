@@ -29,8 +29,10 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = ("red", "green", "blue", "fruit", "apple", "dog", "cat", "round")
-RECIPE = {"start_active": 20.0, "text_k": 24, "image_k": 24, "warmup": 2, "precision": "float32"}
+SHARES = {"stages": "three", "warm": 0.25, "masked": 0.25, "expand": 0.25}  # of 4 steps: each in another stage
+RECIPE = {**SHARES, "start_active": 20.0, "text_k": 24, "image_k": 24, "warmup": 2, "precision": "float32"}
 STEPS = 4
+SECOND = 8  # the event at which the second step begins: from here on there is a checkpoint
 
 
 def words() -> TrainingSet:
@@ -107,8 +109,10 @@ def test_training_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
     for number, kills in enumerate(((1, 14, 6), (13, 8, 12))):
         out = tmp_path / f"killed{number}"
         for kill_at in kills:
+            there = out.exists() or kill_at >= SECOND
             assert attempt(out, kill_at) == -signal.SIGKILL
-            if out.exists():  # whole at any moment, or not there yet
+            assert out.exists() or not there  # never gone once it was there, and whole at any moment
+            if out.exists():
                 load(out)
                 assert (out / STATE).is_file()
                 assert len(losses(out)) >= json.loads((out / RECORD).read_text())["step"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stair.losses import Stage
 from stair.model import STAIRModel
 
 
@@ -74,4 +75,5 @@ class DenseObjective:
         target = torch.arange(len(logit))
         loss = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
         accuracy = (logit.argmax(1) == target).float().mean()
-        return loss, {"stage": 2, "loss": loss.item(), "accuracy": accuracy.item(), "scale": model.logit_scale.item()}
+        logged = {"loss": loss.item(), "accuracy": accuracy.item(), "scale": model.logit_scale.item()}
+        return loss, {"stage": Stage.JOINT.value, **logged}

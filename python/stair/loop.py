@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stair.data import TrainingSet
 from stair.head import HEADS, TIES
+from stair.losses import Schedule, Stage
 from stair.parallel import Ranks
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
@@ -42,8 +43,9 @@ class TrainConfig:
         batch: B of a process; never more than there are items for all of them.
         accumulate: batches whose gradients are averaged for one step. Negatives and FLOPS means stay within a batch: it
             is not the gradient of one batch of accumulate * B (more processes are).
-        grounding: share of training for stage 1 (see StairObjective).
-        start_active: terms an image has on average when stage 2 begins.
+        stages: "single" or "three", the paper's three (see stair.losses.Schedule).
+        warm, masked, expand: shares of training for the warm start and, of "three", for stages 1 and 2.
+        start_active: terms an image has on average when the contrastive stages begin.
         text_flops, image_flops: weights of the two penalties; higher is sparser.
         text_k, image_k: entries kept in a row once trained.
         precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
@@ -58,7 +60,10 @@ class TrainConfig:
     minutes: float | None = None
     batch: int = 128
     accumulate: int = 1
-    grounding: float = 0.15
+    stages: str = "single"
+    warm: float = 0.15
+    masked: float = 0.2
+    expand: float = 0.1
     start_active: float = 100.0
     learning_rate: float = 2e-3
     text_learning_rate: float = 3e-4
@@ -97,6 +102,11 @@ class TrainConfig:
         for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """The stages and their shares; raises ValueError when they are no recipe."""
+        return Schedule(self.stages, self.warm, self.masked, self.expand)
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
@@ -113,7 +123,7 @@ class TrainResult:
     model_dir: str | None
     steps: int
     seconds: float  # of training, without eager measurements
-    step_ms: float  # median of one stage-2 step
+    step_ms: float  # median of one step of the joint stage
     peak_rss_mb: float  # of the process, when training ended
     log: list[dict[str, float]] = field(default_factory=list)
     eager_step_ms: float | None = None
@@ -289,8 +299,8 @@ class Loop:
         return self.step, max(self.step, total)
 
     def step_ms(self) -> float:
-        """Median of the stage-2 steps; the first is left out, it allocates."""
-        times = [line["step_ms"] for line in self.log if line["stage"] == 2]
+        """Median of the joint stage's steps; the first is left out, it allocates."""
+        times = [line["step_ms"] for line in self.log if line["stage"] == Stage.JOINT]
         return statistics.median(times[1:] or times or [line["step_ms"] for line in self.log])
 
 

@@ -21,7 +21,7 @@ from stair.encoders import load_encoders
 from stair.features import FilePictures, PixelValues, features_of
 from stair.files import replacing_folder, require_writable, settle
 from stair.loop import ALONE, Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
-from stair.losses import StairObjective
+from stair.losses import Schedule, StairObjective
 from stair.model import STAIRModel
 from stair.monitor import Monitor
 from stair.parallel import Ranks
@@ -65,7 +65,7 @@ def train(
     ranks.same(model)
     objective = StairObjective(
         model,
-        grounding=config.grounding,
+        config.schedule(),
         start_active=config.start_active,
         text_flops=config.text_flops,
         image_flops=config.image_flops,
@@ -100,9 +100,9 @@ def train(
 
 
 def measure_eager(loop: Loop, objective: StairObjective, progress: Progress | None = None) -> tuple[float, float]:
-    """(median ms of a stage-2 step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
+    """(median ms of a joint step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
     steps = loop.config.eager_steps
-    rival = StairObjective(copy.deepcopy(objective.model), grounding=0.0, head="reference")
+    rival = StairObjective(copy.deepcopy(objective.model), Schedule(warm=0.0), head="reference", calibrated=True)
     eager = Loop(loop.config, rival, loop.data, loop.processor)
     rival.model.train()
     for step in range(steps + 1):
