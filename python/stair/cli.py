@@ -19,7 +19,6 @@ DEMO = Path("out/demo")
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -129,6 +128,7 @@ def index(
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a search index over pictures or texts.
 
@@ -146,7 +146,10 @@ def index(
         for entry in found
     ]
     save_collection(out_dir, rows, items, folder)
-    err.print(f"{len(rows)} items in {out_dir}", markup=False)
+    if as_json:
+        _print_json({"index": str(out_dir), "items": len(rows), "model": str(folder)})
+    else:
+        err.print(f"{len(rows)} items in {out_dir}", markup=False)
 
 
 @app.command()
@@ -196,22 +199,32 @@ def explain(
     model: ModelOption = None,
     k: KeepOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Terms shown in each table.")] = 12,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Also write a page (index.html) and a picture of it into this folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the terms of a text and of a picture, what they share, and where in the picture it was seen.
 
-    Example: `stair explain --text "a red fruit" --image apple.png`
+    Example: `stair explain --text "a red fruit" --image apple.png --out out/why`, then open out/why/index.html
     """
     from stair.data import read_picture
     from stair.explain import explain as explained
+    from stair.explain_page import write_explanation
+    from stair.files import require_writable
 
     if text is None and image is None:
         raise ValueError("--text, --image: expected at least one of the two")
     if text is not None and not text.strip():
         raise ValueError("--text: expected words, got an empty text")
     picture = None if image is None else read_picture(image)
+    if out_dir is not None:
+        require_writable(out_dir)
     model_, processor = _load(model or DEMO / "model")
     result = explained(model_, processor, text=text, image=picture, image_name=str(image), k=k)
+    if out_dir is not None:
+        page, plot = write_explanation(result, picture, out_dir, top)
+        err.print(f"page in {page}, picture in {plot}", markup=False)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -239,6 +252,7 @@ def train(
         typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
 
@@ -268,6 +282,11 @@ def train(
         if held is not None:
             model, processor = load(out_dir)
             evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
+    if as_json:
+        measured = None if evaluation is None else evaluation.as_dict()
+        found = {"model": str(out_dir), "steps": result.steps, "seconds": result.seconds, "evaluation": measured}
+        _print_json(found)
+        return
     err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
     if evaluation is not None:
         show.recall({"STAIR": evaluation})
