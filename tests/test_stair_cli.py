@@ -245,7 +245,7 @@ def test_info_says_what_is_there_and_how_to_get_the_rest() -> None:
 def train_args(place: Path, out: Path, *more: object) -> list[object]:
     recipe = out.parent / "recipe.yaml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text("batch: 2\nlearning_rate: 1e-3\nprecision: float32\ngrounding: 0.5\n")
+    recipe.write_text("batch: 2\nlearning_rate: 1e-3\nprecision: float32\nwarm: 0.5\nstages: three\n")
     return ["train", place / "pictures", "--from", place / "model", "--out", out, "--config", recipe, *more]
 
 

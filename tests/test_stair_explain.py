@@ -7,8 +7,8 @@ from PIL import Image
 from stair import STAIRConfig, STAIRModel, STAIRProcessor
 from stair.checkpoint import load
 from stair.evaluate import unit
-from stair.explain import explain, heard, heat, place
-from tiny_stair import save_checkpoint, save_pictures, tokenizer
+from stair.explain import explain, heard, heat, place, spans_of
+from tiny_stair import save_checkpoint, save_pictures
 
 import stair_kernels as sk
 
@@ -77,11 +77,9 @@ def test_maps_say_what_each_position_alone_would_give(
 
 def test_spans_are_those_of_the_pooled_features() -> None:
     """An uneven side: the last row and column of positions cover what is left."""
-    config = STAIRConfig(text_config={"vocab_size": 80}, image_size=112, image_pool=2)
-    model = STAIRModel(config)
-    result = explain(model, STAIRProcessor(tokenizer(), 112, 16), text="a red fruit")
-    assert (result.grid, result.spans) == (4, [2, 2, 2, 1])
-    assert sum(result.spans) == config.side
+    config = STAIRConfig(text_config={"vocab_size": 80}, vision_config={"image_size": 112, "pool": 2})
+    assert (config.grid, spans_of(config)) == (4, [2, 2, 2, 1])
+    assert sum(spans_of(config)) == config.vision_config.side
 
 
 def test_one_side_alone(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> None:

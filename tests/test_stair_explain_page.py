@@ -15,9 +15,10 @@ from html_page import Page, assert_loads_nothing, assert_well_formed
 from PIL import Image
 from stair import STAIRModel, STAIRProcessor
 from stair.checkpoint import load
-from stair.explain import Explanation, explain, heard
-from stair.explain_page import CARDS, write_explanation
+from stair.explain import Explanation, explain, heard, place
+from stair.explain_page import CARDS, SIDE, fitted, write_explanation
 from stair.explain_plot import draw
+from stair.pictures import ImageSettings
 from tiny_stair import save_checkpoint, save_pictures
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -35,13 +36,18 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
+def shown(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> Image.Image:
+    return fitted(loaded[1].images, picture)
+
+
+@pytest.fixture(scope="module")
 def result(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> Explanation:
     return explain(*loaded, text=TEXT, image=picture, image_name="pictures/red.png")
 
 
 @pytest.fixture(scope="module")
-def written(result: Explanation, picture: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_explanation(result, picture, tmp_path_factory.mktemp("why") / "new")
+def written(result: Explanation, shown: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_explanation(result, shown, tmp_path_factory.mktemp("why") / "new")
 
 
 def test_the_page_is_whole_by_itself(written: tuple[Path, Path]) -> None:
@@ -80,25 +86,25 @@ def test_each_card_frames_the_place_and_the_word_that_won(written: tuple[Path, P
 
 
 def test_the_picture_is_a_png_that_shows_where(
-    result: Explanation, picture: Image.Image, written: tuple[Path, Path]
+    result: Explanation, shown: Image.Image, written: tuple[Path, Path]
 ) -> None:
-    shown = Image.open(written[1])
-    assert shown.format == "PNG"
-    assert min(shown.size) > 300
+    plot = Image.open(written[1])
+    assert plot.format == "PNG"
+    assert min(plot.size) > 300
     darker = dataclasses.replace(result, shared=[dataclasses.replace(term, image_position=0) for term in result.shared])
-    pixels = [np.asarray(Image.open(io.BytesIO(draw(one, picture)))) for one in (result, darker)]
+    pixels = [np.asarray(Image.open(io.BytesIO(draw(one, shown)))) for one in (result, darker)]
     assert (pixels[0] != pixels[1]).any()
 
 
 @pytest.mark.parametrize("given", ["text", "image", "nothing shared"])
 def test_one_side_or_nothing_in_common(
-    loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image, tmp_path: Path, given: str
+    loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image, shown: Image.Image, tmp_path: Path, given: str
 ) -> None:
     text, image = (None if given == "image" else "dog $x$"), (None if given == "text" else picture)
     result = explain(*loaded, text=text, image=image, image_name="red.png")
     if given == "nothing shared":
         result = dataclasses.replace(result, shared=[], score=0.0)
-    page, plot = write_explanation(result, image, tmp_path)
+    page, plot = write_explanation(result, image and shown, tmp_path)
     html = page.read_text(encoding="utf-8")
     assert_well_formed(html)
     assert ("share no term" in html) == (given == "nothing shared")
@@ -106,6 +112,39 @@ def test_one_side_or_nothing_in_common(
     terms = result.image_terms or result.text_terms
     assert all(term.term in html for term in terms[:CARDS])
     assert Image.open(plot).format == "PNG"
+
+
+def test_a_position_of_the_whole_picture_has_no_place_in_the_map(
+    result: Explanation, shown: Image.Image, tmp_path: Path
+) -> None:
+    """As the CLS token of a vision encoder, which follows the parts."""
+    shared = [
+        dataclasses.replace(term, image_map=[*term.image_map, 1.0], image_position=4, image_where=place(4, 2))
+        for term in result.shared
+    ]
+    page, _ = write_explanation(dataclasses.replace(result, shared=shared), shown, tmp_path)
+    html = page.read_text(encoding="utf-8")
+    cards = re.findall(r"<article.*?</article>", html, re.DOTALL)
+    assert all(card.count("<i ") == 4 and 'class="won" title' not in card for card in cards)
+    assert "seen in the whole picture" in html
+    assert "Where the score was seen" not in html
+
+
+FITS = {
+    "pad": (ImageSettings(112), (40, 30)),
+    "crop": (ImageSettings(24, "crop", 32), (64, 32)),
+    "stretch": (ImageSettings(24, "stretch"), (9, 5)),
+}
+
+
+@pytest.mark.parametrize(("fit", "size"), FITS.values(), ids=FITS)
+def test_the_shown_picture_is_the_square_that_the_model_sees(fit: ImageSettings, size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    small = Image.fromarray(fit.fitted(image)).resize((8, 8), Image.Resampling.BOX)
+    large = fitted(fit, image)
+    assert large.size == (SIDE, SIDE)
+    difference = np.abs(np.asarray(small, float) - np.asarray(large.resize((8, 8), Image.Resampling.BOX), float))
+    assert difference.mean() < 12
 
 
 def test_a_row_without_terms_still_has_a_page(tmp_path: Path, picture: Image.Image) -> None:

@@ -47,8 +47,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
         if entry.picture is not None
     ]
     save_collection(folder / "index", encode(*load(folder / "model"), inputs), items, folder / "model")
-    log = [{"step": step, "stage": 1, "loss": 9.0 - step} for step in range(1, 4)]
-    log += [{"step": step, "stage": 2, "loss": 5.0, "text_active": 9, "image_active": 60} for step in range(4, 9)]
+    log = [{"step": step, "stage": 0, "loss": 9.0 - step} for step in range(1, 4)]
+    log += [{"step": step, "stage": 3, "loss": 5.0, "text_active": 9, "image_active": 60} for step in range(4, 9)]
     trained = TrainResult("model", 321, 245.0, 456.0, 1234.0, log, eager_step_ms=2345.0, eager_peak_rss_mb=3456.0)
     return DemoResult(
         out_dir=str(folder),
@@ -58,7 +58,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
         vocab_size=80,
         train=trained,
         evaluation=Evaluation(recalls(11.3), 17.0, 53.0),
-        baseline=TrainResult(None, 321, 99.0, 88.0, 999.0, [{"step": 1, "stage": 2, "loss": 4.0}]),
+        baseline=TrainResult(None, 321, 99.0, 88.0, 999.0, [{"step": 1, "stage": 3, "loss": 4.0}]),
         baseline_evaluation=Evaluation(recalls(10.4)),
         seconds={"all": 425.0},
         attributions=list(ATTRIBUTIONS.values()),

@@ -36,6 +36,26 @@ KeepOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A CSV file (path,caption), a folder of pictures, dataset_coco.json or dataset_flickr30k.json (Karpathy),"
+        " results_20130124.token (Flickr30k), or WebDataset tars ('shards/{000..003}.tar', quoted).",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="csv, folder, classes, karpathy, token or webdataset.  [default: by DATA]", show_default=False
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", help="Where the pictures of COCO or Flickr30k are.  [default: beside DATA]", show_default=False
+    ),
+]
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -208,9 +228,9 @@ def explain(
 
     Example: `stair explain --text "a red fruit" --image apple.png --out out/why`, then open out/why/index.html
     """
-    from stair.data import read_picture
+    from stair.datasets import read_picture
     from stair.explain import explain as explained
-    from stair.explain_page import write_explanation
+    from stair.explain_page import fitted, write_explanation
     from stair.files import require_writable
 
     if text is None and image is None:
@@ -223,7 +243,8 @@ def explain(
     model_, processor = _load(model or DEMO / "model")
     result = explained(model_, processor, text=text, image=picture, image_name=str(image), k=k)
     if out_dir is not None:
-        page, plot = write_explanation(result, picture, out_dir, top)
+        shown = None if picture is None else fitted(processor.images, picture)
+        page, plot = write_explanation(result, shown, out_dir, top)
         err.print(f"page in {page}, picture in {plot}", markup=False)
     if as_json:
         _print_json(result.as_dict())
@@ -233,9 +254,7 @@ def explain(
 
 @app.command()
 def train(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
-    ],
+    data: DataArgument,
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")] = Path("out/model"),
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file with the recipe: steps, batch, learning_rate, ...")
@@ -245,8 +264,29 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Start from this text encoder of transformers (folder or name), with --image-encoder."),
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="And this vision encoder: CLIP, ViT, SigLIP, DINOv2 and their kin.")
+    ] = None,
+    freeze_image: Annotated[
+        bool | None, typer.Option("--freeze-image", help="Train the vision encoder's head only.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw.")] = None,
-    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the pictures kept for evaluation.")] = 0.1,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the pictures kept for evaluation; 0 = none. Karpathy: its val split."
+        ),
+    ] = 0.1,
+    format_: FormatOption = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Karpathy: train on train, val or test.  [default: train]", show_default=False),
+    ] = None,
+    images: ImagesOption = None,
     start: Annotated[
         Path | None,
         typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
@@ -262,17 +302,25 @@ def train(
     """
     from stair.recipe import read_recipe
 
-    flags = {"steps": steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate, "precision": precision}
-    config = read_recipe(config_file, {**flags, "seed": seed})
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "minutes": minutes,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "precision": precision,
+    }
+    flags |= {"seed": seed, "text_encoder": text_encoder, "image_encoder": image_encoder, "freeze_image": freeze_image}
+    config = read_recipe(config_file, flags)
     if start is not None:
         _require_checkpoint(start)
     from stair.checkpoint import load
-    from stair.data import load_pairs
+    from stair.datasets import training_and_held_out
     from stair.evaluate import evaluate_pairs
     from stair.train import train_pairs
 
-    pairs = load_pairs(data)
-    training, held = pairs.split(held_out, config.seed) if held_out > 0 else (pairs, None)
+    training, held = training_and_held_out(
+        data, format_, split=split, images=images, held_out=held_out, seed=config.seed
+    )
     with stages() as progress:
         try:
             result = train_pairs(config, training, out_dir, init=start, resume=resume, progress=progress)
@@ -294,10 +342,14 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
-    ],
+    data: DataArgument,
     model: ModelOption = None,
+    format_: FormatOption = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Karpathy: train, val or test.  [default: test]", show_default=False),
+    ] = None,
+    images: ImagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure recall at 1, 5 and 10 both ways, and how many terms are active.
@@ -305,10 +357,10 @@ def evaluate(
     Example: `stair eval test.csv --model out/mine`
     """
     folder = _require_checkpoint(model or DEMO / "model")
-    from stair.data import load_pairs
+    from stair.datasets import load_for_evaluation
     from stair.evaluate import evaluate_pairs
 
-    pairs = load_pairs(data)
+    pairs = load_for_evaluation(data, format_, split=split, images=images)
     loaded, processor = _load(folder)
     with stages() as progress:
         evaluation = evaluate_pairs(loaded, processor, pairs, name=str(data), progress=progress)

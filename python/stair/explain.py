@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from stair import STAIRModel, STAIRProcessor
+    from stair import STAIRConfig, STAIRModel, STAIRProcessor
     from stair_kernels import SparseRows, VocabHead
+
+WHOLE = "whole picture"
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Explanation:
     text_terms: list[Term]
     image_terms: list[Term]
     shared: list[SharedTerm]
-    grid: int  # the picture's positions are grid x grid, row by row
+    grid: int  # the picture's positions are grid x grid, row by row; those of the whole picture (CLS) may follow
     spans: list[int]  # the size of each row and column of them, in units of the picture's sum(spans)th part
     pieces: list[str]  # the text's word-pieces, which its positions number
 
@@ -83,9 +84,7 @@ def explain(
     text_terms: list[Term] = []
     image_terms: list[Term] = []
     pieces: list[str] = []
-    config = model.config
-    grid = math.isqrt(config.positions)
-    spans = [min(config.image_pool, config.side - start) for start in range(0, config.side, config.image_pool)]
+    grid = model.config.grid
     with torch.inference_mode():
         if text is not None:
             tensors = processor(text=[text])
@@ -100,7 +99,14 @@ def explain(
     shared = share(text_terms, image_terms) if both else []
     score = sum(term.text_weight * term.image_weight for term in shared) if both else None
     name = image_name if image is not None else None
-    return Explanation(text, name, score, text_terms, image_terms, shared, grid, spans, pieces)
+    return Explanation(text, name, score, text_terms, image_terms, shared, grid, spans_of(model.config), pieces)
+
+
+def spans_of(config: STAIRConfig) -> list[int]:
+    """The size of each row and column of a picture's positions, which pooling leaves uneven."""
+    vision = config.vision_config
+    pool, side = getattr(vision, "pool", 1), getattr(vision, "side", config.grid)
+    return [min(pool, side - start) for start in range(0, side, pool)]
 
 
 def _terms(rows: SparseRows, head: VocabHead, processor: STAIRProcessor, where: Callable[[int], str]) -> list[Term]:
@@ -113,6 +119,8 @@ def _terms(rows: SparseRows, head: VocabHead, processor: STAIRProcessor, where: 
     from stair.evaluate import unit
 
     alone = sk.vocab_pool(head.hidden[0], head.weight, head.bias)  # [L, V]
+    if head.mask is not None:
+        alone[~head.mask[0]] = 0
     filled = rows.indices[0] >= 0
     indices, values = rows.indices[0][filled].long(), unit(rows).values[0][filled]
     length = rows.values[0].norm().clamp(min=1e-12)
@@ -147,6 +155,8 @@ def share(text_terms: list[Term], image_terms: list[Term]) -> list[SharedTerm]:
 
 def place(position: int, grid: int) -> str:
     """A position of a grid x grid map in words: "top left", "centre", with its row and column from 1."""
+    if position >= grid * grid:
+        return WHOLE  # a CLS or register token
     row, column = divmod(position, grid)
     third_down, third_across = (3 * (2 * cell + 1) // (2 * grid) for cell in (row, column))  # of the cell's middle
     vertical, horizontal = ("top", "", "bottom")[third_down], ("left", "", "right")[third_across]
@@ -158,7 +168,8 @@ def heat(shared: list[SharedTerm], grid: int) -> list[list[float]]:
     """grid x grid: the share of the score that was seen at each place of the picture."""
     cells = [[0.0] * grid for _ in range(grid)]
     for term in shared:
-        cells[term.image_position // grid][term.image_position % grid] += term.share
+        if term.image_position < grid * grid:
+            cells[term.image_position // grid][term.image_position % grid] += term.share
     return cells
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stair.explain import Explanation, SharedTerm, Term, heard, heat
+from stair.explain import WHOLE, Explanation, SharedTerm, Term, heard, heat
 from stair.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from stair.pictures import ImageSettings
 
 PAGE, PLOT = "index.html", "explanation.png"
 CARDS = 8  # terms with a map of their own
@@ -23,7 +26,7 @@ def write_explanation(result: Explanation, image: Image | None, folder: Path | s
     """Writes index.html and explanation.png into `folder`, each whole or not at all; gives their paths.
 
     Args:
-        image: the picture that was explained; None when there was none.
+        image: the picture that was explained, `fitted`; None when there was none.
         top: terms in each list.
     """
     import jinja2
@@ -38,17 +41,16 @@ def write_explanation(result: Explanation, image: Image | None, folder: Path | s
     with replacing(folder / PAGE) as stream:
         stream.write(html)
     with replacing(folder / PLOT, "wb") as stream:
-        stream.write(draw(result, None if image is None else fitted(image, SIDE)))
+        stream.write(draw(result, image))
     return folder / PAGE, folder / PLOT
 
 
-def fitted(image: Image, side: int) -> Image:
-    """The picture as the model sees it, a square on white, but larger."""
+def fitted(settings: ImageSettings, image: Image) -> Image:
+    """The picture as the model sees it, the same square of it, but larger."""
     from PIL import Image as Pillow
 
-    from stair.processing import fit_square
-
-    return Pillow.fromarray(fit_square(image, side))
+    edge = None if settings.edge is None else round(settings.edge * SIDE / settings.size)
+    return Pillow.fromarray(replace(settings, size=SIDE, edge=edge).fitted(image))
 
 
 def strongest(result: Explanation, count: int) -> Sequence[SharedTerm | Term]:
@@ -73,7 +75,7 @@ def page_content(result: Explanation, image: Image | None, top: int = 12) -> dic
         "heading": heading,
         "lead": _lead(result),
         "tracks": " ".join(f"{span}fr" for span in result.spans),
-        "picture": "" if image is None else _inlined(fitted(image, SIDE)),
+        "picture": "" if image is None else _inlined(image),
         "image_name": result.image or "",
         "whole": [
             {"level": round(cell / highest, 3), "won": cell == highest, "title": f"{cell:.0%} of the score"}
@@ -127,7 +129,7 @@ def _pieces(result: Explanation) -> list[dict[str, Any]]:
 
 
 def _special(piece: str) -> bool:
-    return piece.startswith("[") and piece.endswith("]")
+    return piece[:1] + piece[-1:] in ("[]", "<>")
 
 
 def _cards(result: Explanation, with_image: bool) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _cards(result: Explanation, with_image: bool) -> dict[str, Any]:
 
 
 def _card(term: SharedTerm | Term, result: Explanation) -> dict[str, Any]:
-    seen, read, said = sides_of(term, of_image=result.image is not None)
+    seen, read, said = sides_of(term, result)
     cells = [{"level": level, "won": won, "title": f"{weight:.3f}"} for weight, level, won in _levels(*seen)]
     pieces = [
         {"word": piece, "special": _special(piece), "level": level, "won": won, "share": ""}
@@ -157,20 +159,21 @@ def _card(term: SharedTerm | Term, result: Explanation) -> dict[str, Any]:
 
 
 def sides_of(
-    term: SharedTerm | Term, of_image: bool
+    term: SharedTerm | Term, result: Explanation
 ) -> tuple[tuple[Sequence[float], int], tuple[Sequence[float], int], str]:
     """(map, winning position) in the picture and in the text, empty where there is no such side, and both in words."""
+    parts = result.grid**2
     if isinstance(term, SharedTerm):
-        said = f"read in “{term.text_where}”, seen {_unbroken(term.image_where)}"
-        return (term.image_map, term.image_position), (term.text_map, term.text_position), said
-    if of_image:
-        return (term.map, term.position), ((), -1), f"seen {_unbroken(term.where)}"
+        said = f"read in “{term.text_where}”, {_seen(term.image_where)}"
+        return (term.image_map[:parts], term.image_position), (term.text_map, term.text_position), said
+    if result.image is not None:
+        return (term.map[:parts], term.position), ((), -1), _seen(term.where)
     return ((), -1), (term.map, term.position), f"read in “{term.where}”"
 
 
-def _unbroken(place: str) -> str:
+def _seen(place: str) -> str:
     """Row and column stay on one line."""
-    return place.replace(", ", ",\u00a0")
+    return f"seen in the {place}" if place == WHOLE else f"seen {place}".replace(", ", ",\u00a0")
 
 
 def _levels(weights: Sequence[float], winner: int) -> list[tuple[float, float, bool]]:

@@ -40,6 +40,8 @@ def _figure(result: Explanation, image: Image | None, terms: Sequence[SharedTerm
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from stair.explain_page import sides_of
+
     rows = [3.2, 2.2] if image is not None and terms else [3.2]
     figure = Figure(figsize=(WIDTH, sum(rows) + 0.9), dpi=DOTS, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,9 +58,7 @@ def _figure(result: Explanation, image: Image | None, terms: Sequence[SharedTerm
         lower = grid[1].subgridspec(1, MAPS)
         for at, term in enumerate(terms[:MAPS]):
             axes = figure.add_subplot(lower[at])
-            values, winner = (
-                (term.image_map, term.image_position) if isinstance(term, SharedTerm) else (term.map, term.position)
-            )
+            (values, winner), _, _ = sides_of(term, result)
             _spotlight(axes, image, result.spans, np.array(values).reshape(result.grid, -1), winner)
             axes.set_title(term.term, **_small())
     return figure

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stair.data import TrainingSet
-from stair.head import HEADS
+from stair.head import HEADS, TIES
+from stair.losses import Schedule, Stage
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
 
@@ -38,20 +39,26 @@ class TrainConfig:
         steps: optimizer steps at most.
         minutes: of training at most; the schedule ends with whichever of the two is used up first.
         batch: B; never more than there are items.
-        grounding: share of training for stage 1 (see StairObjective).
-        start_active: terms an image has on average when stage 2 begins.
+        stages: "single" or "three", the paper's three (see stair.losses.Schedule).
+        warm, masked, expand: shares of training for the warm start and, of "three", for stages 1 and 2.
+        start_active: terms an image has on average when the contrastive stages begin.
         text_flops, image_flops: weights of the two penalties; higher is sparser.
         text_k, image_k: entries kept in a row once trained.
         precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
         head: "fused", or "reference" for eager PyTorch.
         eager_steps: steps that are also measured with the eager head afterwards, on a copy of the model; 0 = none.
         checkpoint_minutes: time between checkpoints that a stopped training resumes from.
+        text_encoder, image_encoder: encoders of transformers to start from, by folder or name; both or neither.
+        freeze_image, tie_vocabulary: of the model made of them (see STAIRConfig).
     """
 
     steps: int = 600
     minutes: float | None = None
     batch: int = 128
-    grounding: float = 0.15
+    stages: str = "single"
+    warm: float = 0.15
+    masked: float = 0.2
+    expand: float = 0.1
     start_active: float = 100.0
     learning_rate: float = 2e-3
     text_learning_rate: float = 3e-4
@@ -65,6 +72,10 @@ class TrainConfig:
     head: str = "fused"
     eager_steps: int = 0
     checkpoint_minutes: float = 2.0
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+    freeze_image: bool = False
+    tie_vocabulary: str = "none"
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 2), ("text_k", 1), ("image_k", 1), ("eager_steps", 0)):
@@ -72,9 +83,18 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
-        for name, known in (("precision", PRECISIONS), ("head", HEADS)):
+        if (self.text_encoder is None) != (self.image_encoder is None):
+            got = f"{self.text_encoder!r} and {self.image_encoder!r}"
+            raise ValueError(f"text_encoder, image_encoder: expected both or neither, got {got}")
+        known_values = (("precision", PRECISIONS), ("head", HEADS), ("tie_vocabulary", TIES))
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """The stages and their shares; raises ValueError when they are no recipe."""
+        return Schedule(self.stages, self.warm, self.masked, self.expand)
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
@@ -91,7 +111,7 @@ class TrainResult:
     model_dir: str | None
     steps: int
     seconds: float  # of training, without eager measurements
-    step_ms: float  # median of one stage-2 step
+    step_ms: float  # median of one step of the joint stage
     peak_rss_mb: float  # of the process, when training ended
     log: list[dict[str, float]] = field(default_factory=list)
     eager_step_ms: float | None = None
@@ -239,8 +259,8 @@ class Loop:
         return self.step, max(self.step, total)
 
     def step_ms(self) -> float:
-        """Median of the stage-2 steps; the first is left out, it allocates."""
-        times = [line["step_ms"] for line in self.log if line["stage"] == 2]
+        """Median of the joint stage's steps; the first is left out, it allocates."""
+        times = [line["step_ms"] for line in self.log if line["stage"] == Stage.JOINT]
         return statistics.median(times[1:] or times or [line["step_ms"] for line in self.log])
 
 

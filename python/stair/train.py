@@ -15,11 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 import stair_kernels as sk
 from stair.checkpoint import load
-from stair.data import Pairs, TrainingSet
-from stair.features import FilePictures, features_of
+from stair.data import TrainingSet
+from stair.datasets import Pairs
+from stair.encoders import load_encoders
+from stair.features import FilePictures, PixelValues, features_of
 from stair.files import replacing_folder, require_writable
 from stair.loop import Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
-from stair.losses import StairObjective
+from stair.losses import Schedule, StairObjective
 from stair.model import STAIRModel
 from stair.pretrained import initial_model
 from stair.processing import STAIRProcessor
@@ -52,7 +54,7 @@ def train(
     torch.manual_seed(config.seed)
     objective = StairObjective(
         model,
-        grounding=config.grounding,
+        config.schedule(),
         start_active=config.start_active,
         text_flops=config.text_flops,
         image_flops=config.image_flops,
@@ -75,9 +77,9 @@ def train(
 
 
 def measure_eager(loop: Loop, objective: StairObjective, progress: Progress | None = None) -> tuple[float, float]:
-    """(median ms of a stage-2 step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
+    """(median ms of a joint step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
     steps = loop.config.eager_steps
-    rival = StairObjective(copy.deepcopy(objective.model), grounding=0.0, head="reference")
+    rival = StairObjective(copy.deepcopy(objective.model), Schedule(warm=0.0), head="reference", calibrated=True)
     eager = Loop(loop.config, rival, loop.data, loop.processor)
     rival.model.train()
     for step in range(steps + 1):
@@ -101,22 +103,41 @@ def train_pairs(
     """Trains on the user's pictures and captions.
 
     Args:
-        init: a checkpoint to start from; None for the published weights of SPLADE-tiny and EfficientNet-lite0.
-        augmented: altered copies of each picture, whose features are kept in `cache`.
+        init: a checkpoint to start from; None for config.text_encoder and config.image_encoder, or without them for
+            the published weights of SPLADE-tiny and EfficientNet-lite0.
+        augmented: altered copies of each picture. What a frozen part of the image tower makes of them is kept in
+            `cache`; where there is none, pictures are read again whenever they are drawn.
     """
     require_writable(Path(out_dir).resolve().parent)
     require_ours(Path(out_dir))
-    model, processor = initial_model() if init is None else load(init)
-    pictures = FilePictures(pairs.paths, model.config.image_size)
+    model, processor = _start(config, init)
+    pictures = FilePictures(pairs.pictures, processor.images)
     total = len(pairs) * (1 + augmented)
     report = None if progress is None else lambda done: progress("features", done, total, {})
-    features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
+    features: np.ndarray | PixelValues = PixelValues(pictures, augmented)
+    if model.backbone is not None:
+        features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
 
     def text(item: int, generator: np.random.Generator) -> str:
         return pairs.texts[item][generator.integers(len(pairs.texts[item]))]
 
     data = TrainingSet([features], np.arange(len(pairs)), text)
     return train(config, data, out_dir, model=model, processor=processor, resume=resume, progress=progress)
+
+
+def _start(config: TrainConfig, init: Path | str | None) -> tuple[STAIRModel, STAIRProcessor]:
+    """The model to train and its processor: a checkpoint, two encoders, or the demo's published weights."""
+    if init is not None:
+        return load(init)
+    if config.text_encoder is None or config.image_encoder is None:
+        return initial_model()
+    return load_encoders(
+        config.text_encoder,
+        config.image_encoder,
+        freeze_image=config.freeze_image,
+        tie_vocabulary=config.tie_vocabulary,
+        head=config.head,
+    )
 
 
 def require_ours(out_dir: Path) -> None:
