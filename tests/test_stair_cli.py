@@ -173,6 +173,57 @@ def test_explain_shows_terms_and_shares(place: Path) -> None:
     assert f"Score {found['score']:.3f}" in shown.stdout
 
 
+def test_explain_writes_a_page_and_a_picture(place: Path, tmp_path: Path) -> None:
+    args = ["explain", "--text", "a red fruit", "--image", place / "pictures" / "red.png", "--model", place / "model"]
+    shown = stair(*args, "--out", tmp_path / "why", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["explanation.png", "index.html"]
+    assert f"Score {found['score']:.3f}" in (tmp_path / "why" / "index.html").read_text(encoding="utf-8")
+    assert str(tmp_path / "why" / "index.html") in shown.stderr.replace("\n", "")
+    (tmp_path / "file").write_text("mine")
+    failed = stair(*args, "--out", tmp_path / "file")
+    assert failed.exit_code == 2
+    assert_one_line(failed.stderr, str(tmp_path / "file"))
+
+
+def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Path) -> None:
+    made = stair("index", place / "pictures", "--model", place / "model", "--out", tmp_path / "index", "--json")
+    assert json.loads(made.stdout) == {
+        "index": str(tmp_path / "index"),
+        "items": len(COLORS),
+        "model": str(place / "model"),
+    }
+    trained = stair(*train_args(place, tmp_path / "mine", "--steps", 2, "--held-out", 0.25, "--json"))
+    found = json.loads(trained.stdout)
+    assert (found["model"], found["steps"]) == (str(tmp_path / "mine"), 2)
+    assert [recall["direction"] for recall in found["evaluation"]["recalls"]] == ["text to image", "image to text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "expected"),
+    [
+        ("stair ex", 1, {"explain"}),
+        ("stair explain --im", 2, {"--image"}),
+        ("stair e", 1, {"encode", "explain", "eval"}),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words: str, at: int, expected: set[str]) -> None:
+    asked = {"_STAIR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    done = process(env=asked)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == expected
+
+
+def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = process("--install-completion", "bash", env=environment)
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("_STAIR_COMPLETE=complete_bash" in path.read_text() for path in written)
+    assert str(tmp_path) in (tmp_path / ".bashrc").read_text()
+
+
 def test_eval_gives_recall_both_ways(place: Path) -> None:
     found = json.loads(stair("eval", place / "pictures", "--model", place / "model", "--json").stdout)
     assert [recall["direction"] for recall in found["recalls"]] == ["text to image", "image to text"]

@@ -32,7 +32,6 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -167,22 +166,33 @@ def explain(
     model: ModelOption = None,
     k: KeepOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Terms shown in each table.")] = 12,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Also write a page (index.html) and a picture of it into this folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the terms of a text and of a picture, what they share, and where in the picture it was seen.
 
-    Example: `stair explain --text "a red fruit" --image apple.png`
+    Example: `stair explain --text "a red fruit" --image apple.png --out out/why`, then open out/why/index.html
     """
     from stair.datasets import read_picture
     from stair.explain import explain as explained
+    from stair.explain_page import fitted, write_explanation
+    from stair.files import require_writable
 
     if text is None and image is None:
         raise ValueError("--text, --image: expected at least one of the two")
     if text is not None and not text.strip():
         raise ValueError("--text: expected words, got an empty text")
     picture = None if image is None else read_picture(image)
+    if out_dir is not None:
+        require_writable(out_dir)
     model_, processor = load_model(model or DEMO / "model")
     result = explained(model_, processor, text=text, image=picture, image_name=str(image), k=k)
+    if out_dir is not None:
+        shown = None if picture is None else fitted(processor.images, picture)
+        page, plot = write_explanation(result, shown, out_dir, top)
+        err.print(f"page in {page}, picture in {plot}", markup=False)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -237,6 +247,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted or killed training stopped.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
 
@@ -299,6 +310,11 @@ def train(
         if held is not None:
             model, processor = load(out_dir)
             evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
+    if as_json:
+        measured = None if evaluation is None else evaluation.as_dict()
+        found = {"model": str(out_dir), "steps": result.steps, "seconds": result.seconds, "evaluation": measured}
+        print_json(found)
+        return
     err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
     if evaluation is not None:
         show.recall({"STAIR": evaluation})
