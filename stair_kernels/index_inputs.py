@@ -9,7 +9,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from stair_kernels.index_files import _index
+from stair_kernels.index_layout import _index
+from stair_kernels.index_names import Strings
 from stair_kernels.rows import SparseRows
 
 Rows: TypeAlias = SparseRows | scipy.sparse.csr_matrix | scipy.sparse.csr_array | Tensor
@@ -51,12 +52,38 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def checked_ids(ids: Any, N: int) -> np.ndarray:
+def as_ids(ids: Any, name: str = "ids", padding: bool = False) -> tuple[np.ndarray | Strings, tuple[int, ...]]:
+    """Integers as they are or strings as UTF-8, flat, and their shape; with `padding` None is an empty string."""
+    array = ids if isinstance(ids, (np.ndarray, Tensor)) else np.asarray(ids, object)
+    if isinstance(array, Tensor) or array.dtype.kind not in "OU":
+        return as_array(array).ravel(), tuple(array.shape)
+    flat = array.ravel().tolist()
+    is_padding = padding and flat and all(value is None for value in flat)
+    if array.dtype.kind != "U" and not is_padding and not any(isinstance(value, str) for value in flat):
+        array = as_array(ids)
+        return array.ravel(), array.shape
+    encoded = []
+    for value in flat:
+        if not isinstance(value, str) and not (padding and value is None):
+            raise ValueError(f"{name}: expected integers or strings, not both, got {value!r} among strings")
+        try:
+            encoded.append((value or "").encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}: expected strings that UTF-8 can hold, got {value!r}") from None
+    return Strings.of(encoded), array.shape
+
+
+def checked_ids(ids: Any, N: int) -> np.ndarray | Strings:
+    """N unique ids: int64, or strings of at least one character."""
     if ids is None:
         return np.arange(N, dtype=np.int64)
-    array = as_array(ids)
-    if array.shape != (N,) or (array.dtype.kind not in "iu" and N):
-        raise ValueError(f"ids: expected {N} integers, one a row, got {list(array.shape)} {array.dtype}")
+    array, shape = as_ids(ids)
+    if isinstance(array, Strings):
+        if shape != (N,):
+            raise ValueError(f"ids: expected {N} strings, one a row, got {list(shape)}")
+        return checked_names(array)
+    if shape != (N,) or (array.dtype.kind not in "iu" and N):
+        raise ValueError(f"ids: expected {N} integers or strings, one a row, got {list(shape)} {array.dtype}")
     if array.dtype == np.uint64 and N and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"ids: expected integers that fit int64, got {array.max()}")
     array = array.astype(np.int64)
@@ -68,11 +95,43 @@ def checked_ids(ids: Any, N: int) -> np.ndarray:
     return array
 
 
-def checked_allowed(allowed: Any, N: int) -> np.ndarray:
-    """bool [N] or int64 ids."""
-    array = as_array(allowed)
-    if array.dtype == bool and array.shape == (N,):
+def checked_names(names: Strings) -> Strings:
+    every = names.tolist()
+    if b"" in every:
+        raise ValueError("ids: expected strings of at least one character, got ''")
+    if len(set(every)) < len(every):
+        seen: set[bytes] = set()
+        twice = next(name for name in every if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"ids: expected unique strings, got {twice.decode()!r} more than once")
+    return names
+
+
+def checked_allowed(allowed: Any, N: int) -> np.ndarray | Strings:
+    """bool [N] or ids."""
+    array, shape = as_ids(allowed, "allowed")
+    if isinstance(array, Strings):
+        if len(shape) == 1:
+            return array
+        raise ValueError(f"allowed: expected a bool [{N}] or ids, got {list(shape)} strings")
+    if array.dtype == bool and shape == (N,):
         return array
-    if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):
+    if len(shape) == 1 and (array.dtype.kind in "iu" or not array.size):
         return array.astype(np.int64)
-    raise ValueError(f"allowed: expected a bool [{N}] or integer ids, got {list(array.shape)} {array.dtype}")
+    raise ValueError(f"allowed: expected a bool [{N}] or ids, got {list(shape)} {array.dtype}")
+
+
+def checked_payloads(payloads: Any, N: int) -> Strings | None:
+    """N byte strings, or None when there are to be none."""
+    if payloads is None:
+        return None
+    every = list(payloads)
+    if len(every) != N or not all(isinstance(payload, bytes) for payload in every):
+        kinds = sorted({type(payload).__name__ for payload in every})
+        raise ValueError(f"payloads: expected {N} bytes objects, one a row, got {len(every)} of {', '.join(kinds)}")
+    return Strings.of(every)
+
+
+def checked_timeout(timeout: Any) -> float:
+    if isinstance(timeout, (int, float)) and timeout >= 0:
+        return float(timeout)
+    raise ValueError(f"timeout: expected seconds >= 0, got {timeout!r}")

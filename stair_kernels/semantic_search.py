@@ -45,7 +45,7 @@ def semantic_search_stair(
     scores, ids = corpus_index.search(_as_csr(query_embeddings), top_k)
     seconds = time.perf_counter() - start
     hits: Hits = [
-        [{"corpus_id": number, "score": score} for number, score in zip(*pair) if number != -1]
+        [{"corpus_id": number, "score": score} for number, score in zip(*pair) if number not in (-1, None)]
         for pair in zip(ids.tolist(), scores.tolist())
     ]
     return (hits, seconds, corpus_index) if output_index else (hits, seconds)

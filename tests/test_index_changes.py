@@ -34,8 +34,8 @@ def built(part: slice, **options: bool) -> sk.SparseIndex:
 
 @pytest.mark.parametrize("reorder", [False, True])
 def test_any_history_is_the_index_of_what_is_left(tmp_path: Path, reorder: bool) -> None:
-    index = built(slice(0, 1500), reorder=reorder)
-    index.add(DOCUMENTS[1500:2900], IDS[1500:2900])
+    index = built(slice(0, 2000), reorder=reorder)
+    index.add(DOCUMENTS[2000:2900], IDS[2000:2900])
     kept = np.arange(N) < 2900
     for step in range(4):
         deleted = RANDOM.permutation(np.flatnonzero(kept))[:300]
@@ -138,7 +138,7 @@ def test_matches_add_up_to_the_score() -> None:
                     total += np.float32(matched[term])
             assert total == np.float32(score)
     assert index.matches(QUERIES[:1], [[-1, 10**9]]) == [[{}, {}]]
-    with pytest.raises(ValueError, match=r"^ids: expected integers \[1, k\], got \[8\] int64"):
+    with pytest.raises(ValueError, match=r"^ids: expected ids \[1, k\], got \[8\]"):
         index.matches(QUERIES[:1], ids[0])
 
 
@@ -163,8 +163,11 @@ def test_ids_after_the_largest() -> None:
         (lambda index: index.add(DOCUMENTS[:2, :7]), f"rows: expected vocab_size {V} like the index, got 7"),
         (lambda index: index.delete([IDS[3], 90001]), "ids: expected ids that the index holds, got 90001"),
         (lambda index: index.delete([IDS[3], IDS[3]]), f"ids: expected unique integers, got {IDS[3]}"),
-        (lambda index: index.delete([0.5]), r"ids: expected 1 integers, one a row, got \[1\] float64"),
-        (lambda index: index.search(QUERIES, 1, allowed=[True]), r"allowed: expected a bool \[1500\] or .* \[1\] bool"),
+        (lambda index: index.delete([0.5]), r"ids: expected 1 integers or strings, one a row, got \[1\] float64"),
+        (
+            lambda index: index.search(QUERIES, 1, allowed=[True]),
+            r"allowed: expected a bool \[1500\] or ids, got \[1\] bool",
+        ),
         (lambda index: index.search(QUERIES, 1, allowed=[0.5]), r"allowed: expected .*, got \[1\] float64"),
     ],
 )

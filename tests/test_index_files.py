@@ -8,100 +8,39 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from index_cases import (
+    QUERIES,
+    assert_tidy,
+    error_of,
+    killed_at_operation,
+    opened,
+    random_rows,
+    same,
+    start,
+    status,
+)
 
 import stair_kernels as sk
 from stair_kernels import index_files
 
-V = 50
-
-
-def random_rows(seed: int, N: int) -> scipy.sparse.csr_matrix:
-    return scipy.sparse.random(N, V, 0.2, "csr", np.float32, np.random.default_rng(seed))
-
-
 OLD = sk.SparseIndex.build(random_rows(1, 300))
 NEW = sk.SparseIndex.build(random_rows(2, 400), ids=np.arange(400) * 3)
-QUERIES = random_rows(3, 4)
-
-
-def same(a: sk.SparseIndex, b: sk.SparseIndex) -> bool:
-    return repr(a) == repr(b) and all(torch.equal(x, y) for x, y in zip(a.search(QUERIES, 20), b.search(QUERIES, 20)))
 
 
 def other_than(index: sk.SparseIndex) -> sk.SparseIndex:
     return NEW if same(index, OLD) else OLD
-
-
-def opened(path: Path) -> sk.SparseIndex:
-    return sk.SparseIndex.open(path, verify=True)
-
-
-def assert_tidy(path: Path) -> None:
-    """Nothing but one index: its files, and nothing beside it."""
-    names = sorted(re.sub("-.*", "", name) for name in os.listdir(path))
-    assert names == sorted([*index_files.ARRAYS, "manifest.json", "writer.lock"])
-    assert os.listdir(path.parent) == [path.name]
-
-
-def start(action: Callable[[], object]) -> int:
-    """The process id of a forked child that runs `action` and exits with 0, or with 1 after an exception."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        except Exception as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        finally:
-            os._exit(code)
-    return child
-
-
-def status(child: int) -> int:
-    """The exit code of a child, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_at_line(number: int, action: Callable[[], object]) -> Callable[[], object]:
-    """`action`, killed just before the given executed line of index_files.py, counted from 1."""
-
-    def run() -> None:
-        left = number
-
-        def trace(frame: FrameType, event: str, argument: object) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename != index_files.__file__:
-                return None
-            left -= event == "line"
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
-        action()
-
-    return run
-
-
-def error_of(action: Callable[[], object]) -> Exception | None:
-    try:
-        action()
-    except (OSError, ValueError) as error:
-        return error
-    return None
 
 
 def test_a_saved_index_is_the_same_index(tmp_path: Path) -> None:
@@ -118,7 +57,8 @@ def test_a_compact_index_is_saved_as_such(tmp_path: Path) -> None:
     again = opened(tmp_path / "index")
     assert same(again, index)
     assert again.stats() == index.stats()
-    assert again.stats()["bytes"] == sum(file.stat().st_size for file in (tmp_path / "index").glob("*.bin"))
+    (file,) = (tmp_path / "index").glob("*.bin")
+    assert 0 <= file.stat().st_size - again.stats()["bytes"] < 64 * len(again._segments[0].arrays)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (0, 0), (3, 0)])
@@ -154,45 +94,43 @@ def test_a_link_to_an_index_stays_a_link(tmp_path: Path) -> None:
     assert same(opened(tmp_path / "real" / "index"), NEW)
 
 
-def test_killed_at_any_line_of_a_first_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_any_operation_of_a_first_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_files, "GRACE_S", 0.0)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill, unlike a power cut, loses nothing written
     complete, number = 0, 0
     while True:
         number += 1
         path = tmp_path / str(number) / "index"
-        end = status(start(killed_at_line(number, lambda path=path: NEW.save(path))))
+        end = status(start(killed_at_operation(number, lambda path=path: NEW.save(path))))
         if path.exists():
-            assert same(opened(path), NEW), f"half an index after line {number}"
+            assert same(opened(path), NEW), f"half an index after operation {number}"
             complete += 1
         if end == 0:
             break
         assert end == -signal.SIGKILL
         NEW.save(path)
         assert_tidy(path)
-    assert number > 50
+    assert number > 20
     assert 1 < complete < number
 
 
-def test_killed_at_any_line_of_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_any_operation_of_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_files, "GRACE_S", 0.0)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill, unlike a power cut, loses nothing written
     path = tmp_path / "index"
     OLD.save(path)
     before, replaced, number = OLD, 0, 0
     while True:
         number += 1
         wanted = other_than(before)
-        end = status(start(killed_at_line(number, lambda wanted=wanted: wanted.save(path))))
+        end = status(start(killed_at_operation(number, lambda wanted=wanted: wanted.save(path))))
         after = opened(path)
-        assert same(after, before) or same(after, wanted), f"a mixture after line {number}"
+        assert same(after, before) or same(after, wanted), f"a mixture after operation {number}"
         replaced += same(after, wanted)
         before = after
         if end == 0:
             break
         assert end == -signal.SIGKILL
     assert same(after, wanted)
-    assert number > 80
+    assert number > 20
     assert 1 < replaced < number
     NEW.save(path)
     assert_tidy(path)
@@ -232,6 +170,8 @@ def test_a_failing_system_call_leaves_the_old_or_the_new(
     real, failures, number = getattr(os, function), 0, 0
     while True:
         number += 1
+        if path.exists() and not existing:
+            shutil.rmtree(path)
         if existing and not path.exists():
             OLD.save(path)
         calls = 0
@@ -251,7 +191,7 @@ def test_a_failing_system_call_leaves_the_old_or_the_new(
             break
         if error is None:  # `mkdir(exist_ok=True)` found the directory and passed over the failure
             continue
-        assert re.search(f"cannot save the index: No space left on device; free some space.*{path}", str(error))
+        assert re.search(f"cannot write the index: No space left on device; free some space.*{path}", str(error))
         failures += 1
         if path.exists():
             index = opened(path)
@@ -260,7 +200,7 @@ def test_a_failing_system_call_leaves_the_old_or_the_new(
                 assert_tidy(path)
         else:
             assert os.listdir(tmp_path) == []
-    assert failures > 0 or (function, existing) == ("replace", False)
+    assert failures > 0 or (function, existing) in (("rename", True), ("mkdir", True))
     assert_tidy(path)
 
 
@@ -286,13 +226,20 @@ def test_the_disk_has_the_data_before_the_manifest_names_it(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", move("rename"))
     monkeypatch.setattr(os, "replace", move("replace"))
+    written = ["sync unfinished", "move segment", "sync index", "sync unfinished", "move manifest", "sync index"]
     NEW.save(path)
-    staged = [f"sync {name}" for name in (*index_files.ARRAYS, "manifest", "")]
-    moved = sorted(f"move {name}" for name in index_files.ARRAYS)
-    n = len(staged)
-    assert steps[:n] == staged
-    assert sorted(steps[n : 2 * n - 2]) == moved
-    assert steps[2 * n - 2 :] == ["sync index", "move manifest", "sync index"]
+    assert steps == written
+    steps.clear()
+    with sk.SparseIndex.open(path, mode="a") as index:
+        index.delete([0])
+        index.commit()
+        assert steps == [step.replace("segment", "alive") for step in written]
+    steps.clear()
+    OLD.save(tmp_path / "another")
+    assert steps == [re.sub("sync index", "sync ", step) for step in written] + [
+        "move another",
+        f"sync {tmp_path.name}",
+    ]
 
 
 def test_a_file_size_limit_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +248,7 @@ def test_a_file_size_limit_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureF
         NEW.save(tmp_path / "index")
 
     assert status(start(limited)) == 1
-    assert "OSError: [Errno 27] cannot save the index: File too large" in capfd.readouterr().err
+    assert "OSError: [Errno 27] cannot write the index: File too large" in capfd.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
@@ -325,7 +272,7 @@ def test_no_permission_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
     for target in (path, tmp_path / "another"):
         assert status(start(unprivileged(target))) == 1
-        assert f"cannot save the index: Permission denied; choose a path that you may write to: '{target}'" in (
+        assert f"cannot write the index: Permission denied; choose a path that you may write to: '{target}'" in (
             capfd.readouterr().err
         )
     tmp_path.chmod(0o755)
@@ -387,40 +334,57 @@ def test_any_damage_to_the_manifest_is_found(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, **fields: Any) -> None:
-    """Change fields of the manifest ("row_weights__dtype" is a field of an array) and give it a right checksum."""
+    """Change fields of the manifest and give it a right checksum: "row_weights__dtype" is a field of an array, those
+    that the manifest has not itself are of its segment.
+    """
     manifest = json.loads((path / "manifest.json").read_text())
+    (segment,) = manifest["segments"]
     for key, value in fields.items():
         name, _, field = key.partition("__")
-        (manifest["arrays"][name] if field else manifest)[field or name] = value
+        owner = segment["arrays"][name] if field else manifest if name in manifest else segment
+        owner[field or name] = value
     del manifest["checksum"]
     manifest["checksum"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+ALIVE = {"file": "alive-0123456789abcdef.bin", "sha256": "", "deleted": 3}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 1}, "of version 2, but .* has version 1: rebuild it, or use"),
-        ({"version": None}, "of version 2, but .* has version None"),
+        ({"version": 2}, "of version 3, but .* has version 2: rebuild it, or use"),
+        ({"version": None}, "of version 3, but .* has version None"),
+        ({"version": 3.0}, "of version 3, but .* has version 3.0"),
         ({"documents": 299}, "array ids: expected .*'shape': .299"),
         ({"documents": -1}, "has the counts"),
         ({"documents": 300.0}, "has the counts"),
+        ({"documents": None}, "has the counts"),
         ({"postings": 10**30}, "has the counts"),
         ({"vocab_size": True}, "has the counts"),
         ({"vocab_size": 51}, "array term_starts: expected .*'shape': .52"),
         ({"compact": 2}, "has the counts"),
         ({"compact": 1}, "array row_weights: expected .*'dtype': '<f2'"),
-        ({"arrays": {}}, "does not list the arrays ids, row_starts, row_terms, "),
+        ({"name_bytes": 7}, "array name_starts: expected .* got None"),
+        ({"payload_bytes": "7"}, "has the counts"),
+        ({"arrays": {}}, "array ids: expected .* got None"),
+        ({"arrays": None}, "array ids: expected .* got None"),
         ({"row_weights__dtype": "<f8"}, "array row_weights: expected"),
         ({"row_weights__shape": [1]}, "array row_weights: expected"),
-        ({"row_weights__file": "../../etc/passwd"}, "array row_weights: its file or sha256 is not a name"),
-        ({"row_weights__file": 3}, "array row_weights: its file or sha256 is not a name"),
-        ({"row_weights__sha256": None}, "array row_weights: its file or sha256 is not a name"),
-        ({"ids__file": "ids-0123456789abcdef.bin"}, "ids-0123456789abcdef.bin is missing"),
-        (
-            {"vocab_size": 49, "term_starts__shape": [50], "segments__shape": [49, 2], "units__shape": [49]},
-            "expected 400 bytes, got 408",
-        ),
+        ({"row_weights__offset": 64}, "array row_weights: expected"),
+        ({"file": "../../etc/passwd"}, "a file or sha256 that is not a name"),
+        ({"file": 3}, "a file or sha256 that is not a name"),
+        ({"sha256": None}, "a file or sha256 that is not a name"),
+        ({"file": "segment-0123456789abcdef.bin"}, "segment-0123456789abcdef.bin is missing"),
+        ({"alive": []}, "has the deleted documents"),
+        ({"alive": {**ALIVE, "file": "manifest.json"}}, "a file or sha256 that is not a name"),
+        ({"alive": {**ALIVE, "deleted": 0}}, "has 0 deleted documents of 300"),
+        ({"alive": {**ALIVE, "deleted": 301}}, "has 301 deleted documents of 300"),
+        ({"alive": ALIVE}, "alive-0123456789abcdef.bin is missing"),
+        ({"segments": []}, "lists no segments"),
+        ({"segments": [1]}, "lists a segment 1"),
+        ({"metadata": 3}, "or no metadata"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -430,29 +394,39 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, fields: d
         sk.SparseIndex.open(tmp_path / "index")
 
 
-@pytest.mark.parametrize("name", index_files.ARRAYS)
+def test_segments_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    OLD.save(tmp_path / "index")
+    sk.SparseIndex.build(random_rows(1, 9), compact=True).save(tmp_path / "other")
+    (segment,) = json.loads((tmp_path / "other" / "manifest.json").read_text())["segments"]
+    (own,) = json.loads((tmp_path / "index" / "manifest.json").read_text())["segments"]
+    rewrite(tmp_path / "index", segments=[own, segment])
+    with pytest.raises(ValueError, match="lists segments that do not fit together"):
+        sk.SparseIndex.open(tmp_path / "index")
+
+
+ARRAYS = tuple(OLD._segments[0].arrays)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
 def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "index"
     N = 1100  # terms have block maxima from 1,024 documents on
     sk.SparseIndex.build(random_rows(1, N), ids=np.arange(N) + 1).save(path)
-    (file,) = path.glob(f"{name}-*.bin")
+    (file,) = path.glob("segment-*.bin")
     content = file.read_bytes()
-    for wrong_size in (content[:-1], content + b"\0", b""):
-        file.write_bytes(wrong_size)
-        with pytest.raises(ValueError, match=f"{file.name}: expected {len(content)} bytes, got {len(wrong_size)}"):
-            sk.SparseIndex.open(path)
-    file.unlink()
-    with pytest.raises(ValueError, match=f"{file.name} is missing.*: rebuild it or use a copy"):
-        sk.SparseIndex.open(path)
+    array = json.loads((path / "manifest.json").read_text())["segments"][0]["arrays"][name]
+    size = int(np.prod(array["shape"])) * np.dtype(array["dtype"]).itemsize
+    before, rest = content[: array["offset"]], content[array["offset"] + size :]
+    content = content[array["offset"] : array["offset"] + size]
     rng = np.random.default_rng(4)
-    noise = [rng.bytes(len(content)), b"\xff" * len(content), b"\x7f" * len(content), b"\0" * len(content)]
-    past = np.resize(np.array([N + 1, 0, 0, 0], np.int32), len(content) // 4)
-    noise.append(past.tobytes())  # unsorted, with a document just past the last
+    noise = [rng.bytes(size), b"\xff" * size, b"\x7f" * size, b"\0" * size]
+    past = np.resize(np.array([N + 1, 0, 0, 0], np.int32), size // 4 + 1)
+    noise.append(past.tobytes()[:size])  # unsorted, with a document just past the last
     flipped = []
-    for i in rng.integers(0, len(content), 40):
+    for i in rng.integers(0, size, 40):
         flipped.append(content[:i] + bytes([content[i] ^ (1 << int(i) % 8)]) + content[i + 1 :])
     for wrong in [*noise, *flipped]:
-        file.write_bytes(wrong)
+        file.write_bytes(before + wrong + rest)
         with pytest.raises(ValueError, match=r"^path: expected a sound index, but .* is damaged"):
             sk.SparseIndex.open(path, verify=True)
         found: list[torch.Tensor] = []
@@ -467,3 +441,41 @@ def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
             assert re.search("expected (term_starts (from|that never)|finite units|frequent_terms that)", str(error))
         elif name != "ids":
             assert set(torch.cat(found).tolist()) <= {-1, *range(1, N + 1)}
+
+
+def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    OLD.save(path)
+    with sk.SparseIndex.open(path, mode="a") as index:
+        index.delete([3])
+    for file in path.glob("*.bin"):
+        content = file.read_bytes()
+        for wrong_size in (content[:-1], content + b"\0", b""):
+            file.write_bytes(wrong_size)
+            with pytest.raises(ValueError, match=f"{file.name}: expected {len(content)} bytes, got {len(wrong_size)}"):
+                sk.SparseIndex.open(path)
+        file.unlink()
+        with pytest.raises(ValueError, match=f"{file.name} is missing.*: rebuild it or use a copy"):
+            sk.SparseIndex.open(path)
+        file.write_bytes(content)
+    assert len(opened(path)) == len(OLD) - 1
+
+
+def test_damage_is_not_written_again(tmp_path: Path) -> None:
+    """What reads a whole segment compares its checksum: no damage gets a new one."""
+    path = tmp_path / "index"
+    OLD.save(path)
+    (file,) = path.glob("segment-*.bin")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    index = sk.SparseIndex.open(path)
+    for action in (
+        lambda: index.save(tmp_path / "copy"),
+        lambda: index.compact(reorder=True),
+        lambda: sk.SparseIndex.merge([index, NEW]),
+        lambda: index.add(random_rows(5, 301), np.arange(301) + 1000),  # which merges the two
+    ):
+        with pytest.raises(ValueError, match=r"^path: expected a sound index, but .* does not match its checksum"):
+            action()
+    assert os.listdir(tmp_path) == ["index"]

@@ -13,7 +13,8 @@ import pytest
 import torch
 from stair import STAIRModel, STAIRProcessor
 from stair.baseline import DenseCLIP, DenseObjective
-from stair.data import Pairs, TrainingSet
+from stair.data import TrainingSet
+from stair.datasets import Pairs
 from stair.evaluate import unit
 from stair.loop import Loop, TrainConfig
 from stair.losses import Schedule, Stage, StairObjective, calibrate, grounding_loss, own_rows, own_words, raw_logits

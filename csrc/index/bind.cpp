@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "build.h"
+#include "names.h"
 #include "reorder.h"
 #include "search.h"
 
@@ -105,6 +106,39 @@ py::array_t<int64_t> cluster(const stair::Rows& rows) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(order.size()), order.data());
 }
 
+using Starts = py::array_t<int64_t, py::array::c_style>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+stair::Names names_of(const Starts& starts, const Bytes& bytes) {
+  if (starts.size() < 1) stair::fail("expected n + 1 starts of names, got none");
+  return {starts.data(), reinterpret_cast<const char*>(bytes.data()), starts.size() - 1, bytes.size()};
+}
+
+py::array_t<int32_t> sort_names(const Starts& starts, const Bytes& bytes) {
+  const stair::Names names = names_of(starts, bytes);
+  if (names.n >= stair::kMaxDocuments) stair::fail("expected at most 2147483647 names, got ", names.n);
+  std::vector<int32_t> order;
+  {
+    py::gil_scoped_release release;
+    order = stair::sort_names(names);
+  }
+  return py::array_t<int32_t>(static_cast<py::ssize_t>(order.size()), order.data());
+}
+
+py::array_t<int64_t> find_names(const Starts& starts, const Bytes& bytes,
+                                const py::array_t<int32_t, py::array::c_style>& order, const Starts& wanted_starts,
+                                const Bytes& wanted_bytes) {
+  const stair::Names names = names_of(starts, bytes), wanted = names_of(wanted_starts, wanted_bytes);
+  if (order.size() != names.n) stair::fail("order: expected one entry per name");
+  py::array_t<int64_t> found(wanted.n);
+  {
+    int64_t* found_data = found.mutable_data();
+    py::gil_scoped_release release;
+    stair::find_names(names, order.data(), wanted, found_data);
+  }
+  return found;
+}
+
 // The engine, and the arrays that it points into.
 class BoundIndex {
  public:
@@ -199,6 +233,9 @@ PYBIND11_MODULE(_index, m) {
       .def("__len__", &stair::Rows::size);
   m.def("build", &build, py::arg("rows"), py::arg("order"), py::arg("compact"));
   m.def("cluster", &cluster, py::arg("rows"));
+  m.def("sort_names", &sort_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert());
+  m.def("find_names", &find_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert(),
+        py::arg("order").noconvert(), py::arg("wanted_starts").noconvert(), py::arg("wanted_bytes").noconvert());
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
       .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"),

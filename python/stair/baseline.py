@@ -25,8 +25,8 @@ class DenseCLIP(nn.Module):
         super().__init__()
         self.text_tower = copy.deepcopy(start.text_tower)
         self.image_tower = copy.deepcopy(start.image_tower)
-        D = start.config.bert().hidden_size
-        self.text_projection, self.image_projection = nn.Linear(D, width), nn.Linear(D, width)
+        self.text_projection = nn.Linear(start.text_head.dense.in_features, width)
+        self.image_projection = nn.Linear(start.image_head.dense.in_features, width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stair.data import SUFFIXES, read_picture
+from stair.datasets import SUFFIXES, read_picture
+from stair.datasets.plain import pictures_below
 from stair.files import replacing
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
         if word == "-":
             inputs += _lines(sys.stdin, "stdin")
         elif os.path.isdir(word):  # unlike Path.is_dir, False for a text too long to be a path
-            inputs += [Input(found.stem, picture=found) for found in pictures_below(path)]
+            inputs += [Input(found.stem, picture=found) for found in _require_pictures(path)]
         elif path.suffix.lower() in SUFFIXES:
             _require_file(path, "picture")
             inputs.append(Input(path.stem, picture=path))
@@ -67,9 +68,9 @@ def read_inputs(words: Sequence[str]) -> list[Input]:
     return inputs
 
 
-def pictures_below(folder: Path) -> list[Path]:
+def _require_pictures(folder: Path) -> list[Path]:
     """Every picture in a folder and its subfolders, by name; ValueError when there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = pictures_below(folder)
     if not found:
         raise ValueError(f"{folder} holds no picture; expected files ending in {', '.join(SUFFIXES)}")
     return found

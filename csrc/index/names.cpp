@@ -1,0 +1,35 @@
+#include "names.h"
+
+#include <numeric>
+
+namespace stair {
+
+std::vector<int32_t> sort_names(const Names& names) {
+  std::vector<int32_t> order(names.n);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const int compared = names[a].compare(names[b]);
+    return compared < 0 || (compared == 0 && a < b);
+  });
+  return order;
+}
+
+void find_names(const Names& names, const int32_t* order, const Names& wanted, int64_t* found) {
+  // A damaged file may hold any number.
+  const auto number = [&](int64_t place) { return std::clamp<int64_t>(order[place], 0, names.n - 1); };
+  for (int64_t i = 0; i < wanted.n; i++) {
+    const std::string_view name = wanted[i];
+    int64_t first = 0, end = names.n;
+    while (first < end) {
+      const int64_t middle = first + (end - first) / 2;
+      if (names[number(middle)] < name) {
+        first = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    found[i] = first < names.n && names[number(first)] == name ? number(first) : -1;
+  }
+}
+
+}  // namespace stair

@@ -1,0 +1,46 @@
+"""Byte strings back to back in two flat arrays: the string ids of documents and their payloads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Strings(NamedTuple):
+    """n byte strings: number i is data[starts[i] : starts[i + 1]]."""
+
+    starts: np.ndarray  # int64 [n + 1]
+    data: np.ndarray  # uint8
+
+    @staticmethod
+    def of(strings: Sequence[bytes]) -> Strings:
+        starts = np.zeros(len(strings) + 1, np.int64)
+        np.cumsum([len(string) for string in strings], out=starts[1:])
+        return Strings(starts, np.frombuffer(b"".join(strings), np.uint8))
+
+    @property
+    def n(self) -> int:
+        return len(self.starts) - 1
+
+    def get(self, number: int) -> bytes:
+        first, end = self.starts[number : number + 2]
+        return self.data[max(first, 0) : max(end, 0)].tobytes()
+
+    def tolist(self) -> list[bytes]:
+        data, starts = self.data.tobytes(), self.starts.tolist()
+        return [data[first:end] for first, end in zip(starts[:-1], starts[1:])]
+
+    def take(self, numbers: np.ndarray) -> Strings:
+        """These of them, in this order."""
+        lengths = np.diff(self.starts)[numbers]
+        starts = np.zeros(len(numbers) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        places = np.repeat(self.starts[:-1][numbers] - starts[:-1], lengths) + np.arange(starts[-1])
+        return Strings(starts, self.data[places])
+
+    @staticmethod
+    def cat(parts: Sequence[Strings]) -> Strings:
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        return Strings(np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([part.data for part in parts]))
