@@ -355,6 +355,7 @@ def test_reference_head_trains_too(place: Path, model: STAIRModel, processor: ST
         ({"precision": "half"}, "precision: expected one of auto, float32, bfloat16, got 'half'"),
         ({"text_encoder": "bert"}, "text_encoder, image_encoder: expected both or neither, got 'bert' and None"),
         ({"tie_vocabulary": "all"}, "tie_vocabulary: expected one of none, text, both, got 'all'"),
+        ({"freeze_image": True}, "freeze_image, tie_vocabulary: expected text_encoder and image_encoder with them"),
         ({"head": "fast"}, "head: expected one of fused, reference, got 'fast'"),
         ({"stages": "four"}, "stages: expected one of single, three, got 'four'"),
         ({"expand": 1.5}, "expand: expected a share between 0 and 1, got 1.5"),
