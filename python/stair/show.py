@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -55,6 +55,18 @@ def hits(query: str, terms: dict[str, float], found: Sequence[Hit], shown: int =
         matched += f" [dim]+{rest} more[/]" if rest > 0 else ""
         name = escape(hit.name) + (f"\n[dim]{escape(hit.picture)}[/]" if hit.picture else "")
         made.add_row(str(hit.rank), f"{hit.score:.3f}", name, matched)
+    out.print(made)
+
+
+def index_statistics(found: dict[str, Any]) -> None:
+    """The numbers of an index, and what is kept with it."""
+    made = table("", "", right=("",))
+    made.show_header = False
+    for name, number in found.items():
+        if isinstance(number, int):
+            made.add_row(name.replace("_", " "), f"{number:,}")
+    for name, value in found["metadata"].items():
+        made.add_row(escape(name), escape(str(value)))
     out.print(made)
 
 
