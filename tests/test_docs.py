@@ -1,7 +1,7 @@
 """The documentation: it builds without a warning and loads nothing from a network, and what its code blocks say works.
 
-Python blocks are run, and the `stair` commands of shell blocks; FAST says what is run in a long one's place. Other
-commands are looked up: Make targets, files, options.
+Python blocks are run, and the `stair` commands of shell blocks; FAST says what is run in a long one's place. YAML is
+read as a recipe. Other commands are looked up: Make targets, files, options.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import typer
 from PIL import Image
 from stair.cli import app
+from stair.recipe import read_recipe
 from typer.testing import CliRunner
 
 import stair_kernels as sk
@@ -91,11 +92,16 @@ def of_training(group: Any) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, group: Any) -> None:
+def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, group: Any, tmp_path: Path) -> None:
     names: dict[str, object] = of_training(group) if page == "docs/training.md" else {}
     drawn = next((place / "out/demo/pictures/openmoji").glob("*.png"))
     for number, (kind, text) in enumerate(blocks(page), 1):
-        assert kind in ("python", "sh"), f"{page}: a block of {kind}"
+        assert kind in ("python", "sh", "yaml"), f"{page}: a block of {kind}"
+        if kind == "yaml":
+            recipe = tmp_path / "recipe.yaml"
+            recipe.write_text(text, encoding="utf-8")
+            read_recipe(recipe, {})
+            continue
         if kind == "python":
             exec(compile(text, f"{page}, block {number}", "exec"), names)
             continue

@@ -102,6 +102,8 @@ class TrainConfig:
         for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.text_encoder is None and (self.freeze_image or self.tie_vocabulary != "none"):
+            raise ValueError("freeze_image, tie_vocabulary: expected text_encoder and image_encoder with them")
         self.schedule()
 
     def schedule(self) -> Schedule:
@@ -178,7 +180,8 @@ class Loop:
         ranks: Ranks = ALONE,
     ) -> None:
         if len(data) < 2 * ranks.size:
-            raise ValueError(f"data: expected at least two items to train on for each process, got {len(data)}")
+            shared = f" for {ranks.size} processes" if ranks.size > 1 else ""
+            raise ValueError(f"data: expected at least two items to train on, got {len(data)}{shared}")
         self.config, self.objective, self.data, self.processor = config, objective, data, processor
         self.ranks = ranks
         self.batch = min(config.batch, len(data) // ranks.size) * ranks.size  # of all processes
