@@ -23,6 +23,7 @@ import torch
 import typer
 from PIL import Image
 from stair.cli import app
+from stair.recipe import read_recipe
 from typer.testing import CliRunner
 
 import stair_kernels as sk
@@ -95,9 +96,13 @@ def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, gr
     names: dict[str, object] = of_training(group) if page == "docs/training.md" else {}
     drawn = next((place / "out/demo/pictures/openmoji").glob("*.png"))
     for number, (kind, text) in enumerate(blocks(page), 1):
-        assert kind in ("python", "sh"), f"{page}: a block of {kind}"
+        assert kind in ("python", "sh", "yaml"), f"{page}: a block of {kind}"
         if kind == "python":
             exec(compile(text, f"{page}, block {number}", "exec"), names)
+            continue
+        if kind == "yaml":  # a recipe
+            Path("recipe.yaml").write_text(text, encoding="utf-8")
+            assert read_recipe(Path("recipe.yaml"), {}) != read_recipe(None, {})
             continue
         for line in text.splitlines():
             command = re.split(r"\s{3,}", line)[0].strip()
