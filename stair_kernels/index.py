@@ -242,8 +242,9 @@ class SparseIndex(IndexOnDisk):
         return sum(len(segment) for segment in self._segments)
 
     def stats(self) -> dict[str, int]:
-        """Numbers: documents, deleted ones not yet compacted, segments, postings (entries), terms (columns with an
-        entry) and frequent ones (with block maxima), the largest of the segments, and bytes of the arrays.
+        """Numbers: documents, deleted ones not yet compacted, segments, vocab_size, postings (entries), terms (columns
+        with an entry) and frequent ones (with block maxima), the largest of the segments, compact (1: float16 weights),
+        strings (1: ids are strings) and bytes of the arrays.
         """
         segments = self._segments
         every = sum(segment.counts.documents for segment in segments)
@@ -251,9 +252,12 @@ class SparseIndex(IndexOnDisk):
             "documents": len(self),
             "deleted": every - len(self),
             "segments": len(segments),
+            "vocab_size": self.vocab_size,
             "terms": max(int(np.count_nonzero(np.diff(segment.arrays["term_starts"]))) for segment in segments),
             "frequent": max(segment.counts.frequent for segment in segments),
             "postings": sum(segment.counts.postings for segment in segments),
+            "compact": segments[0].counts.compact,
+            "strings": int(segments[0].names is not None),
             "bytes": sum(array.nbytes for segment in segments for array in segment.arrays.values()),
         }
 

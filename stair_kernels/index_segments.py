@@ -167,8 +167,7 @@ class Segment:
         try:
             return self.names.get(document).decode()
         except UnicodeDecodeError as error:
-            directory = Path() if self.stored is None else self.stored.directory
-            raise damaged(directory, f"a string id is no UTF-8: {error}") from error
+            raise self._damaged(f"a string id is no UTF-8: {error}") from error
 
     def mask_of_ids(self, ids: Ids) -> np.ndarray:
         """bool [N]: the documents that have one of these ids and were not deleted."""
@@ -191,9 +190,12 @@ class Segment:
         return self.engine.search(rows, k, n_threads, self.alive_bits if mask is None else bits_of(mask))
 
     def row(self, document: int) -> tuple[np.ndarray, np.ndarray]:
-        """The terms, ascending, and weights of a document."""
-        part = slice(*self.arrays["row_starts"][document : document + 2])
-        return self.arrays["row_terms"][part], self.arrays["row_weights"][part].astype(np.float32)
+        """The terms, ascending, and weights of a document; ValueError when its file is damaged."""
+        first, end = self.arrays["row_starts"][document : document + 2].tolist()
+        terms = self.arrays["row_terms"][max(first, 0) : max(end, 0)].astype(np.int32)
+        if not 0 <= first <= end <= self.counts.postings or (terms[1:] <= terms[:-1]).any():
+            raise self._damaged(f"document {document} has no sound row")
+        return terms, self.arrays["row_weights"][first:end].astype(np.float32)
 
     def live(self) -> Live:
         """Raises ValueError when its file is damaged."""
@@ -215,7 +217,10 @@ class Segment:
     def _require_ascending(self, name: str, end: int) -> None:
         starts = self.arrays[name]
         if starts[0] != 0 or starts[-1] != end or (starts[1:] < starts[:-1]).any():
-            raise ValueError(f"index: expected {name} that ascend from 0 to {end}, but its file is damaged: rebuild it")
+            raise self._damaged(f"{name} do not ascend from 0 to {end}")
+
+    def _damaged(self, reason: str) -> ValueError:
+        return damaged(Path("memory") if self.stored is None else self.stored.directory, reason)
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:

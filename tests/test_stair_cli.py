@@ -25,8 +25,11 @@ from stair.info import DEMO_PACKAGES, version
 from tiny_stair import COLORS, save_checkpoint, save_pictures
 from typer.testing import CliRunner, Result
 
+from stair_kernels import SparseIndex, SparseRows
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "train", "encode", "index", "search", "explain", "eval", "info"]
+INDEX_COMMANDS = ["build", "add", "delete", "verify", "stats", "compact"]
 
 
 def stair(*args: object, stdin: str | None = None) -> Result:
@@ -57,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "model")
     save_checkpoint(folder / "other", seed=1)
     save_pictures(folder / "pictures")
-    made = stair("index", folder / "pictures", "--model", folder / "model", "--out", folder / "index")
+    made = stair("index", "build", folder / "pictures", "--model", folder / "model", "--out", folder / "index")
     assert made.exit_code == 0, made.stderr
     (folder / "broken.png").write_bytes(b"\x89PNG no picture")
     (folder / "latin.txt").write_bytes("crème brûlée".encode("latin-1"))
@@ -88,9 +91,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"index {command}" for command in INDEX_COMMANDS)])
 def test_every_help_text_has_an_example(command: str) -> None:
-    shown = stair(command, "--help")
+    shown = stair(*command.split(), "--help")
     assert shown.exit_code == 0
     assert f"Example: stair {command}" in " ".join(shown.output.split()).replace("`", "")
 
@@ -99,6 +102,9 @@ def test_stair_alone_shows_its_commands() -> None:
     shown = stair()
     assert (shown.exit_code, shown.stderr) == (0, "")
     assert all(command in shown.stdout for command in COMMANDS)
+    shown = stair("index")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert all(command in shown.stdout for command in INDEX_COMMANDS)
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
@@ -181,13 +187,7 @@ def test_explain_writes_a_page_and_a_picture(place: Path, tmp_path: Path) -> Non
     assert_one_line(failed.stderr, str(tmp_path / "file"))
 
 
-def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Path) -> None:
-    made = stair("index", place / "pictures", "--model", place / "model", "--out", tmp_path / "index", "--json")
-    assert json.loads(made.stdout) == {
-        "index": str(tmp_path / "index"),
-        "items": len(COLORS),
-        "model": str(place / "model"),
-    }
+def test_train_tells_a_script_what_it_made(place: Path, tmp_path: Path) -> None:
     trained = stair(*train_args(place, tmp_path / "mine", "--steps", 2, "--held-out", 0.25, "--json"))
     found = json.loads(trained.stdout)
     assert (found["model"], found["steps"]) == (str(tmp_path / "mine"), 2)
@@ -312,6 +312,106 @@ def test_ctrl_c_keeps_a_checkpoint_exits_130_and_can_be_resumed(place: Path, tmp
     assert record["result"]["resumed_from"] == 3
 
 
+@pytest.fixture
+def index(place: Path, tmp_path: Path) -> Path:
+    """An index of two texts and a picture."""
+    inputs = ["a dog", "a cat", place / "pictures" / "red.png"]
+    made = stair("index", "build", *inputs, "a dog", "--model", place / "model", "--out", tmp_path / "index")
+    assert made.exit_code == 0, made.stderr
+    assert made.stderr == f"3 items in {tmp_path}/index\n"
+    return tmp_path / "index"
+
+
+def found(index: Path, query: object) -> list[str]:
+    shown = stair("search", "--index", index, query, "--k", 9, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    return [hit["name"] for hit in json.loads(shown.stdout)[0]["hits"]]
+
+
+def test_items_are_added_once_and_replaced_on_request(place: Path, index: Path) -> None:
+    added = stair("index", "add", index, "a cat", place / "pictures", "the sky")
+    assert added.exit_code == 0, added.stderr
+    assert added.stderr == (
+        f"{len(COLORS)} items added to {index}; 2 were there already, left as they are (--replace encodes them again)\n"
+    )
+    assert found(index, place / "pictures" / "blue.png")[0] == "blue"
+    assert found(index, "the sky")[0] == "the sky"
+    again = stair("index", "add", index, "a cat", "--replace")
+    assert again.stderr == f"1 items added to {index}; 1 were replaced\n"
+    assert found(index, "a cat")[0] == "a cat"
+    nothing = stair("index", "add", index, "a cat")
+    assert (nothing.exit_code, nothing.stderr.split(";")[0]) == (0, f"0 items added to {index}")
+
+
+def test_items_are_deleted_by_text_and_by_any_path(place: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place / "pictures")
+    assert stair("index", "delete", index, "a dog", "red.png", "a dog").stderr == f"2 items deleted from {index}\n"
+    assert found(index, "a dog") == ["a cat"]
+    refused = stair("index", "delete", index, "-", stdin="a cat\na dog\n")
+    assert refused.exit_code == 2
+    assert_one_line(refused.stderr, "expected ids that the index holds, got 'a dog'")
+    assert found(index, "a cat") == ["a cat"]
+    assert stair("index", "delete", index, stdin="a cat\n\n").exit_code == 0
+    assert found(index, "a cat") == []
+
+
+def test_integer_ids_are_deleted(tmp_path: Path) -> None:
+    rows = SparseRows.from_dense(torch.eye(3), 1)
+    SparseIndex.build(rows, [5, 6, 7]).save(tmp_path / "index")
+    assert stair("index", "delete", tmp_path / "index", "5", "7").exit_code == 0
+    assert SparseIndex.open(tmp_path / "index").ids.tolist() == [6]
+    refused = stair("index", "delete", tmp_path / "index", "six")
+    assert refused.exit_code == 2
+    assert_one_line(refused.stderr, "ID: expected integers, as the ids of", "got ['six']")
+    assert json.loads(stair("index", "stats", tmp_path / "index", "--json").stdout)["strings"] == 0
+
+
+def test_statistics_and_compaction(index: Path) -> None:
+    stair("index", "delete", index, "a dog")
+    shown = stair("index", "stats", index, "--json")
+    numbers = json.loads(shown.stdout)
+    assert (numbers["documents"], numbers["deleted"], numbers["segments"], numbers["strings"]) == (2, 1, 1, 1)
+    assert numbers["metadata"]["model"] == os.path.relpath(numbers["metadata"]["model"], ".")
+    assert numbers["disk_bytes"] == sum(file.stat().st_size for file in index.iterdir())
+    table = stair("index", "stats", index).stdout
+    assert "documents" in table
+    assert "model sha256" in table or "model_sha256" in table
+    compacted = stair("index", "compact", index, "--reorder")
+    assert compacted.exit_code == 0, compacted.stderr
+    assert compacted.stderr.startswith(f"{index}: {numbers['disk_bytes']:,} bytes before, ")
+    after = json.loads(stair("index", "stats", index, "--json").stdout)
+    assert (after["documents"], after["deleted"]) == (2, 0)
+    assert after["disk_bytes"] < numbers["disk_bytes"]
+
+
+def test_verify_reads_every_file(index: Path) -> None:
+    stair("index", "delete", index, "a dog")
+    sound = stair("index", "verify", index)
+    assert (sound.exit_code, sound.stderr.startswith(f"{index} is sound: 2 documents, ")) == (0, True)
+    assert json.loads(stair("index", "verify", index, "--json").stdout)["sound"] is True
+    for pattern in ("segment-*.bin", "alive-*.bin", "manifest.json"):
+        (file,) = index.glob(pattern)
+        content = file.read_bytes()
+        for place in {0, len(content) // 2, len(content) - 2}:
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            damaged = stair("index", "verify", index)
+            assert damaged.exit_code == 2
+            assert_one_line(damaged.stderr, "cannot be used (path: expected ", "build it again")
+            shown = stair("index", "verify", index, "--json")
+            assert (shown.exit_code, json.loads(shown.stdout)["sound"]) == (2, False)
+        file.write_bytes(content)
+    assert stair("index", "verify", index).exit_code == 0
+
+
+def test_another_writer_is_named(index: Path) -> None:
+    with SparseIndex.open(index, mode="a"):
+        for args in (["delete", index, "a dog"], ["compact", index], ["add", index, "the sky"]):
+            refused = stair("index", *args, "--wait", "0")
+            assert refused.exit_code == 1
+            assert_one_line(refused.stderr, f"{index}: another writer has the index: wait until it is done")
+        assert found(index, "a dog")[0] == "a dog"
+
+
 WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "missing picture": (lambda at: ["encode", at / "no.png", "--model", at / "model"], "no such picture"),
     "unreadable picture": (lambda at: ["encode", at / "broken.png", "--model", at / "model"], "broken.png"),
@@ -346,13 +446,24 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "empty query": (lambda at: ["search", "--index", at / "index", ""], "empty text"),
     "missing query picture": (lambda at: ["search", "--index", at / "index", at / "no.jpg"], "no such picture"),
     "index over other things": (
-        lambda at: ["index", "a dog", "--out", at / "pictures", "--model", at / "model"],
+        lambda at: ["index", "build", "a dog", "--out", at / "pictures", "--model", at / "model"],
         "something other than an index",
     ),
     "index onto a file": (
-        lambda at: ["index", "a dog", "--out", at / "latin.txt", "--model", at / "model"],
+        lambda at: ["index", "build", "a dog", "--out", at / "latin.txt", "--model", at / "model"],
         "is a file",
     ),
+    "nothing to add to": (lambda at: ["index", "add", at / "nowhere", "a dog"], "no such index"),
+    "add to no index": (lambda at: ["index", "add", at / "pictures", "a dog"], "not an index directory"),
+    "add nothing": (lambda at: ["index", "add", at / "index", ""], "empty text"),
+    "delete what is not there": (
+        lambda at: ["index", "delete", at / "index", "red.png"],
+        "expected ids that the index holds, got 'red.png'",
+    ),
+    "verify no index": (lambda at: ["index", "verify", at / "model"], "not an index directory"),
+    "statistics of nothing": (lambda at: ["index", "stats", at / "nowhere"], "no such index"),
+    "compact a file": (lambda at: ["index", "compact", at / "latin.txt"], "not an index directory"),
+    "unknown index command": (lambda at: ["index", "pictures"], "No such command 'pictures'"),
     "nothing to explain": (lambda at: ["explain", "--model", at / "model"], "--text, --image"),
     "empty text to explain": (lambda at: ["explain", "--text", " ", "--model", at / "model"], "empty text"),
     "missing picture to explain": (lambda at: ["explain", "--image", at / "no.png", "--model", at / "model"], "no.png"),
@@ -462,14 +573,14 @@ def full_disk(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("command", ["encode", "index", "train"])
+@pytest.mark.parametrize("command", ["encode", "index build", "train"])
 def test_a_full_disk_leaves_what_was_there(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    out = tmp_path / {"encode": "rows.npz", "index": "index", "train": "mine"}[command]
+    out = tmp_path / {"encode": "rows.npz", "index build": "index", "train": "mine"}[command]
     args = train_args(place, out, "--steps", 2, "--held-out", 0)
     if command != "train":
-        args = [command, "a dog", "--model", place / "model", "--out", out]
+        args = [*command.split(), "a dog", "--model", place / "model", "--out", out]
     assert stair(*args).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(os, "fsync", full_disk)
@@ -499,7 +610,7 @@ def test_no_write_permission_is_said_before_the_work(place: Path, tmp_path: Path
     locked.mkdir()
     locked.chmod(0o555)
     commands = [
-        ["index", "a dog", "--model", place / "model", "--out", locked / "index"],
+        ["index", "build", "a dog", "--model", place / "model", "--out", locked / "index"],
         ["encode", "a dog", "--model", place / "model", "--out", locked / "rows.npz"],
         ["train", place / "pictures", "--from", place / "model", "--out", locked / "mine"],
         ["demo", "--out", locked / "demo"],

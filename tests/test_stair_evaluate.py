@@ -240,12 +240,7 @@ def test_the_demo_on_a_few_real_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     with torch.no_grad():
         picture = read_picture(collection.picture(collection.items[number]))
         again = model.encode_image(**processor(images=[picture]))
-    kept = sk.SparseRows(
-        torch.from_numpy(np.array(collection.values[number : number + 1])),
-        torch.from_numpy(np.array(collection.indices[number : number + 1])),
-        None,
-        result.vocab_size,
-    )
+    kept = sk.SparseRows.from_csr(collection.index.rows(collection.index.ids[number : number + 1]))
     cosine = float((kept.to_dense() @ torch.nn.functional.normalize(again.to_dense(), dim=1).T).item())
     assert cosine > 0.99  # the file that was written is the picture that was encoded
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from stair.checkpoint import load
 from stair.encode import encode, read_inputs
-from stair.search import Collection, matches_of, save_collection
+from stair.search import Collection, items_of, matches_of, save_collection
 from tiny_stair import COLORS, save_checkpoint, save_pictures
+
+from stair_kernels import SparseIndex, SparseRows
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,10 @@ def test_matches_are_the_shared_terms_and_their_shares_sum_to_one(place: Path) -
     (hits,) = collection.search(rows, 1, processor.vocabulary())
     in_query = {processor.term(v) for v in rows.indices[0].tolist() if v >= 0}
     number = sorted(COLORS).index(hits[0].name)
-    in_item = {processor.term(int(v)) for v in collection.indices[number] if v >= 0}
+    weights, entries = collection.row(collection.items[number])
+    assert weights.tolist() == sorted(weights, reverse=True)
+    assert np.linalg.norm(weights) == pytest.approx(1)
+    in_item = {processor.term(int(v)) for v in entries}
     assert {match.term for match in hits[0].matches} == in_query & in_item
     assert sum(match.share for match in hits[0].matches) == pytest.approx(1)
     assert sum(match.query * match.item for match in hits[0].matches) == pytest.approx(hits[0].score, rel=1e-5)
@@ -108,13 +113,41 @@ def test_a_folder_that_is_no_index_is_refused_and_kept(place: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("damage", ["items.json", "values.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["segment-*.bin", "manifest.json"])
 def test_a_damaged_index_says_so(place: Path, tmp_path: Path, damage: str) -> None:
     rows = encode(*load(place / "model"), read_inputs(["a dog"]))
     save_collection(tmp_path / "index", rows, [{"name": "a dog"}], place / "model")
-    (tmp_path / "index" / damage).write_bytes(b"{}")
-    with pytest.raises(ValueError, match="damaged"):
+    (file,) = (tmp_path / "index").glob(damage)
+    file.write_bytes(b"{}")
+    with pytest.raises(
+        ValueError, match=r"cannot be used \(path: expected .*; build it again with `stair index build`"
+    ):
         Collection.open(tmp_path / "index")
+
+
+def test_an_index_without_items_is_refused(tmp_path: Path) -> None:
+    SparseIndex.build(SparseRows.from_dense(torch.eye(3), 1)).save(tmp_path / "index")
+    with pytest.raises(ValueError, match="holds an index without items"):
+        Collection.open(tmp_path / "index", mode="a")
+    SparseIndex.open(tmp_path / "index", mode="a", timeout=0).close()  # it let go of it
+
+
+def test_items_are_added_and_deleted(place: Path, tmp_path: Path) -> None:
+    model, processor = load(place / "model")
+    words = ["a dog", "a red fruit", "the sky"]
+    rows = encode(model, processor, read_inputs(words))
+    save_collection(tmp_path / "index", rows[:1], [{"name": words[0]}], place / "model")
+    with Collection.open(tmp_path / "index", mode="a") as collection:
+        collection.add(rows[1:], [{"name": word, "number": 3} for word in words[1:]])
+        collection.index.delete(["a dog"])
+    collection = Collection.open(tmp_path / "index")
+    assert collection.items == [{"name": word, "number": 3} for word in words[1:]]
+    for row, word in enumerate(words):
+        found = [hit.name for hit in collection.search(rows[row : row + 1], 1, processor.vocabulary())[0]]
+        assert found == ([word] if row else found)
+        assert "a dog" not in found
+    with pytest.raises(ValueError, match="got 'the sky'"):
+        collection.add(rows[2:], [{"name": "the sky"}])
 
 
 def test_an_index_is_replaced_whole(place: Path, tmp_path: Path) -> None:
@@ -132,8 +165,19 @@ def test_items_and_rows_must_agree(place: Path, tmp_path: Path) -> None:
         save_collection(tmp_path / "index", rows, [{"name": "a"}, {"name": "b"}], place / "model")
 
 
-def test_the_sidecar_is_plain_json(place: Path) -> None:
-    header = json.loads((place / "index" / "items.json").read_text())
-    assert header["vocab_size"] == 80
-    assert [item["name"] for item in header["items"]] == sorted(COLORS)
-    assert torch.from_numpy(np.load(place / "index" / "values.npy")).norm(dim=1).allclose(torch.ones(len(COLORS)))
+def test_an_item_comes_once(place: Path, tmp_path: Path) -> None:
+    assert [item for _, item in items_of(read_inputs(["a dog", "a cat", "a dog"]))] == [
+        {"name": "a dog"},
+        {"name": "a cat"},
+    ]
+    rows = encode(*load(place / "model"), read_inputs(["a dog", "a dog"]))
+    with pytest.raises(ValueError, match="expected unique strings, got 'a dog' more than once"):
+        save_collection(tmp_path / "index", rows, [{"name": "a dog"}] * 2, place / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_is_plain_json(place: Path) -> None:
+    index = SparseIndex.open(place / "index")
+    assert index.vocab_size == 80
+    assert [json.loads(payload)["name"] for payload in index.payloads(index.ids)] == sorted(COLORS)
+    assert index.metadata["model"] == "../model"

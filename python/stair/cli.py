@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +9,26 @@ from typing import Annotated, Any
 try:
     import typer
 
-    from stair import show
+    from stair import cli_index, show
     from stair.console import Commands, StoppedError, err, out, stages
+    from stair.options import (
+        DEMO,
+        BatchOption,
+        DataArgument,
+        FormatOption,
+        ImagesOption,
+        InputsArgument,
+        JsonOption,
+        KeepOption,
+        ModelOption,
+        encoded,
+        load_model,
+        print_json,
+        require_checkpoint,
+        words,
+    )
 except ModuleNotFoundError as error:
     sys.exit(f"stair: {error.name} is not installed; the command line needs it: pip install 'stair-kernels[model]'")
-
-DEMO = Path("out/demo")
 
 app = typer.Typer(
     cls=Commands,
@@ -27,44 +40,6 @@ app = typer.Typer(
     "`--debug` anywhere shows the traceback of an error.",
 )
 
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="Checkpoint folder.  [default: out/demo/model]", show_default=False)
-]
-KeepOption = Annotated[
-    int | None,
-    typer.Option("--k", min=1, help="Entries kept of a row.  [default: the checkpoint's]", show_default=False),
-]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-DataArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA",
-        help="A CSV file (path,caption), a folder of pictures, dataset_coco.json or dataset_flickr30k.json (Karpathy),"
-        " results_20130124.token (Flickr30k), or WebDataset tars ('shards/{000..003}.tar', quoted).",
-    ),
-]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format", help="csv, folder, classes, karpathy, token or webdataset.  [default: by DATA]", show_default=False
-    ),
-]
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--images", help="Where the pictures of COCO or Flickr30k are.  [default: beside DATA]", show_default=False
-    ),
-]
-InputsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="INPUT",
-        help="Texts, picture files, folders of pictures, .txt files (a text a line), or - for the lines of stdin.",
-        show_default=False,
-    ),
-]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -72,6 +47,9 @@ def _print_version(wanted: bool) -> None:
 
         out.print(f"stair-kernels {installed('stair-kernels')}")
         raise typer.Exit
+
+
+app.add_typer(cli_index.app, name="index")
 
 
 @app.callback()
@@ -127,49 +105,18 @@ def encode(
     from stair.encode import read_inputs, records, write_jsonl, write_rows
     from stair.files import require_writable
 
-    found = read_inputs(_words(inputs))
+    found = read_inputs(words(inputs))
     if out_file is not None and out_file.suffix not in (".npz", ".jsonl"):
         raise ValueError(f"--out {out_file}: expected a name ending in .npz or .jsonl")
     if out_file is not None:
         require_writable(out_file.parent)
-    _, processor, rows = _encoded(found, model or DEMO / "model", k, batch)
+    _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
     vocabulary = processor.vocabulary()
     if out_file is None:
         write_jsonl(sys.stdout, records(rows, found, vocabulary))
         return
     write_rows(out_file, rows, found, vocabulary)
     err.print(f"{len(rows)} rows in {out_file}", markup=False)
-
-
-@app.command()
-def index(
-    inputs: InputsArgument = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="The index directory to write.")] = Path("out/index"),
-    model: ModelOption = None,
-    k: KeepOption = None,
-    batch: BatchOption = 32,
-    as_json: JsonOption = False,
-) -> None:
-    """Build a search index over pictures or texts.
-
-    Example: `stair index photos/ --out out/photos`, then `stair search --index out/photos "a dog on a beach"`
-    """
-    from stair.encode import read_inputs
-    from stair.search import require_replaceable, save_collection
-
-    found = read_inputs(_words(inputs))
-    require_replaceable(out_dir)
-    folder = model or DEMO / "model"
-    _, _, rows = _encoded(found, folder, k, batch)
-    items: list[dict[str, Any]] = [
-        {"name": entry.name} if entry.picture is None else {"name": entry.name, "picture": str(entry.picture.resolve())}
-        for entry in found
-    ]
-    save_collection(out_dir, rows, items, folder)
-    if as_json:
-        _print_json({"index": str(out_dir), "items": len(rows), "model": str(folder)})
-    else:
-        err.print(f"{len(rows)} items in {out_dir}", markup=False)
 
 
 @app.command()
@@ -194,7 +141,7 @@ def search(
     collection = Collection.open(index_dir)
     folder = model or collection.model_dir
     collection.require_model(folder)
-    _, processor, rows = _encoded(found, folder, None, 32)
+    _, processor, rows = encoded(found, folder, None, 32)
     vocabulary = processor.vocabulary()
     results = collection.search(rows, k, vocabulary)
     if as_json:
@@ -206,7 +153,7 @@ def search(
             }
             for row, entry in enumerate(found)
         ]
-        _print_json(answers)
+        print_json(answers)
         return
     for row, entry in enumerate(found):
         show.hits(entry.name, terms(rows, row, vocabulary), results[row])
@@ -240,14 +187,14 @@ def explain(
     picture = None if image is None else read_picture(image)
     if out_dir is not None:
         require_writable(out_dir)
-    model_, processor = _load(model or DEMO / "model")
+    model_, processor = load_model(model or DEMO / "model")
     result = explained(model_, processor, text=text, image=picture, image_name=str(image), k=k)
     if out_dir is not None:
         shown = None if picture is None else fitted(processor.images, picture)
         page, plot = write_explanation(result, shown, out_dir, top)
         err.print(f"page in {page}, picture in {plot}", markup=False)
     if as_json:
-        _print_json(result.as_dict())
+        print_json(result.as_dict())
     else:
         show.explanation(result, top)
 
@@ -291,7 +238,15 @@ def train(
         Path | None,
         typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches averaged for one step; negatives stay within a batch.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Write event files for TensorBoard here.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted or killed training stopped.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
@@ -299,6 +254,11 @@ def train(
     In a folder a picture's caption is the text of the .txt file beside it, else its name. Ctrl-C keeps a checkpoint.
 
     Example: `stair train photos.csv --out out/mine --minutes 10`
+
+    COCO: `stair train coco/dataset_coco.json --text-encoder bert-base-uncased
+    --image-encoder openai/clip-vit-base-patch32 --config recipe.yaml --out out/coco`
+
+    Several processes: `torchrun --nproc-per-node 2 -m stair train ...`; the batch is each one's, negatives are all.
     """
     from stair.recipe import read_recipe
 
@@ -309,23 +269,43 @@ def train(
         "learning_rate": learning_rate,
         "precision": precision,
     }
-    flags |= {"seed": seed, "text_encoder": text_encoder, "image_encoder": image_encoder, "freeze_image": freeze_image}
+    flags |= {
+        "accumulate": accumulate,
+        "seed": seed,
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+        "freeze_image": freeze_image,
+    }
     config = read_recipe(config_file, flags)
     if start is not None:
-        _require_checkpoint(start)
+        require_checkpoint(start)
     from stair.checkpoint import load
     from stair.datasets import training_and_held_out
     from stair.evaluate import evaluate_pairs
+    from stair.parallel import Ranks
     from stair.train import train_pairs
 
+    ranks = Ranks.join()
     training, held = training_and_held_out(
         data, format_, split=split, images=images, held_out=held_out, seed=config.seed
     )
-    with stages() as progress:
+    with stages(ranks.first) as progress:
         try:
-            result = train_pairs(config, training, out_dir, init=start, resume=resume, progress=progress)
+            result = train_pairs(
+                config,
+                training,
+                out_dir,
+                init=start,
+                resume=resume,
+                progress=progress,
+                tensorboard=tensorboard,
+                ranks=ranks,
+            )
         except KeyboardInterrupt as stop:
             raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
+        ranks.leave()
+        if not ranks.first:
+            return
         evaluation = None
         if held is not None:
             model, processor = load(out_dir)
@@ -333,7 +313,7 @@ def train(
     if as_json:
         measured = None if evaluation is None else evaluation.as_dict()
         found = {"model": str(out_dir), "steps": result.steps, "seconds": result.seconds, "evaluation": measured}
-        _print_json(found)
+        print_json(found)
         return
     err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
     if evaluation is not None:
@@ -350,24 +330,58 @@ def evaluate(
         typer.Option("--split", help="Karpathy: train, val or test.  [default: test]", show_default=False),
     ] = None,
     images: ImagesOption = None,
+    zero_shot: Annotated[
+        Path | None,
+        typer.Option(
+            "--zero-shot",
+            metavar="CLASSES",
+            help="Classify the pictures of DATA's class folders (or tars with .cls) by name: a file with a class a"
+            " line, FOLDER or FOLDER, a tab and its words.",
+        ),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(
+            "--templates", help="Texts for --zero-shot, one a line, with {} for the name.", show_default=False
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            "--linear-probe",
+            metavar="TRAIN",
+            help="Fit a linear classifier on these class folders, measure it on DATA.",
+        ),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=1e-6, help="Of --linear-probe: inverse weight of its L2 penalty.")
+    ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure recall at 1, 5 and 10 both ways, and how many terms are active.
+    """Measure recall at 1, 5 and 10 both ways and how many terms are active; or classification.
 
     Example: `stair eval test.csv --model out/mine`
-    """
-    folder = _require_checkpoint(model or DEMO / "model")
-    from stair.datasets import load_for_evaluation
-    from stair.evaluate import evaluate_pairs
 
-    pairs = load_for_evaluation(data, format_, split=split, images=images)
-    loaded, processor = _load(folder)
+    COCO's 5,000 test pictures: `stair eval coco/dataset_coco.json --model out/coco --json`
+
+    Classes: `stair eval photos/ --zero-shot classes.txt --templates templates.txt`, `stair eval photos/test
+    --linear-probe photos/train`
+    """
+    folder = require_checkpoint(model or DEMO / "model")
+    if templates is not None and zero_shot is None:
+        raise ValueError("--templates: expected --zero-shot with it")
+    from stair.measure import measure, read_task
+
+    task = read_task(data, format_, split, images, zero_shot, templates, probe, strength)
+    loaded, processor = load_model(folder)
     with stages() as progress:
-        evaluation = evaluate_pairs(loaded, processor, pairs, name=str(data), progress=progress)
+        found = measure(loaded, processor, task, progress)
     if as_json:
-        _print_json(evaluation.as_dict())
+        print_json(found.as_dict())
+    elif found.recall is not None:
+        show.recall({"STAIR": found.recall})
     else:
-        show.recall({"STAIR": evaluation})
+        show.classification(found.classified)
 
 
 @app.command()
@@ -380,45 +394,9 @@ def info(as_json: JsonOption = False) -> None:
 
     found = collect()
     if as_json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
         show.info(found)
-
-
-def _words(inputs: list[str] | None) -> list[str]:
-    """The arguments, or stdin when there are none and something is piped in."""
-    if inputs:
-        return inputs
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ValueError("INPUT: expected texts, picture files, folders, or lines on stdin; got nothing")
-    return ["-"]
-
-
-def _require_checkpoint(folder: Path) -> Path:
-    from stair.checkpoint import require_checkpoint
-
-    return require_checkpoint(folder)
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    from stair.checkpoint import load
-
-    with err.status("loading the model"):
-        return load(folder)
-
-
-def _encoded(found: list[Any], folder: Path, k: int | None, batch: int) -> tuple[Any, Any, Any]:
-    """(model, processor, rows) of inputs, with a progress bar."""
-    from stair.encode import encode as encode_inputs
-
-    model, processor = _load(folder)
-    with stages() as progress:
-        rows = encode_inputs(model, processor, found, k=k, batch=batch, progress=progress)
-    return model, processor, rows
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

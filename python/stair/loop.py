@@ -23,12 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stair.data import TrainingSet
 from stair.head import HEADS, TIES
 from stair.losses import Schedule, Stage
+from stair.parallel import Ranks
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 PRECISIONS = ("auto", "float32", "bfloat16")
 RELEASE_EVERY = 10  # steps
+ALONE = Ranks()
 
 
 @dataclass
@@ -38,7 +40,9 @@ class TrainConfig:
     Args:
         steps: optimizer steps at most.
         minutes: of training at most; the schedule ends with whichever of the two is used up first.
-        batch: B; never more than there are items.
+        batch: B of a process; never more than there are items for all of them.
+        accumulate: batches whose gradients are averaged for one step. Negatives and FLOPS means stay within a batch: it
+            is not the gradient of one batch of accumulate * B (more processes are).
         stages: "single" or "three", the paper's three (see stair.losses.Schedule).
         warm, masked, expand: shares of training for the warm start and, of "three", for stages 1 and 2.
         start_active: terms an image has on average when the contrastive stages begin.
@@ -55,6 +59,7 @@ class TrainConfig:
     steps: int = 600
     minutes: float | None = None
     batch: int = 128
+    accumulate: int = 1
     stages: str = "single"
     warm: float = 0.15
     masked: float = 0.2
@@ -78,7 +83,14 @@ class TrainConfig:
     tie_vocabulary: str = "none"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 2), ("text_k", 1), ("image_k", 1), ("eager_steps", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 2),
+            ("accumulate", 1),
+            ("text_k", 1),
+            ("image_k", 1),
+            ("eager_steps", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
@@ -157,11 +169,19 @@ def release_free_memory() -> None:
 class Loop:
     """State of one run: the optimizer, the random draws, the step and the clock; all of it is kept in a checkpoint."""
 
-    def __init__(self, config: TrainConfig, objective: Objective, data: TrainingSet, processor: STAIRProcessor) -> None:
-        if len(data) < 2:
-            raise ValueError(f"data: expected at least two items to train on, got {len(data)}")
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: Objective,
+        data: TrainingSet,
+        processor: STAIRProcessor,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if len(data) < 2 * ranks.size:
+            raise ValueError(f"data: expected at least two items to train on for each process, got {len(data)}")
         self.config, self.objective, self.data, self.processor = config, objective, data, processor
-        self.batch = min(config.batch, len(data))
+        self.ranks = ranks
+        self.batch = min(config.batch, len(data) // ranks.size) * ranks.size  # of all processes
         self.optimizer = torch.optim.AdamW(objective.groups(), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = np.random.default_rng(config.seed)
@@ -176,12 +196,17 @@ class Loop:
         return min(1.0, max(self.step / self.config.steps, by_clock))
 
     def draw(self) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch of different items: tokens of a text each, features of a picture each."""
+        """This process's part of a batch of different items: tokens of a text each, features of a picture each.
+
+        Every process makes the draws of the whole batch, and texts are as long as its longest.
+        """
         if len(self.order) < self.batch:
             self.order = self.generator.permutation(self.data.items).tolist()
         items, self.order = self.order[: self.batch], self.order[self.batch :]
         texts = [self.data.text(item, self.generator) for item in items]
-        return self.processor.encode(texts), torch.from_numpy(self.data.pictures(items, self.generator))
+        part = self.ranks.part(self.batch)
+        tokens = {name: tensor[part] for name, tensor in self.processor.encode(texts).items()}
+        return tokens, torch.from_numpy(self.data.pictures(items, self.generator, part))
 
     def advance(self) -> dict[str, float]:
         """One optimizer step; gives its log line."""
@@ -189,21 +214,29 @@ class Loop:
         rate = min(1.0, (self.step + 1) / self.config.warmup) * (0.5 * (1 + math.cos(math.pi * fraction)) + 0.01)
         for group, base in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = base * rate
-        texts, features = self.draw()
-        with self.config.forward_context():
-            loss, logged = self.objective.loss(texts, features, fraction)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = []
+        for _ in range(self.config.accumulate):
+            texts, features = self.draw()
+            with self.config.forward_context():
+                loss, logged = self.objective.loss(texts, features, fraction)
+            (loss / self.config.accumulate).backward()
+            parts.append(logged)
+        self.ranks.average_gradients(self.objective.module.parameters())
         nn.utils.clip_grad_norm_(self.objective.module.parameters(), self.objective.clip)
         self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - start
+        numbers = {name: statistics.fmean(part[name] for part in parts) for name in parts[0] if name != "stage"}
+        numbers = self.ranks.mean({**numbers, "seconds": time.perf_counter() - start})
+        seconds = numbers.pop("seconds")  # the same for all processes, so that they agree on the fraction
+        logged = {"stage": parts[0]["stage"], **numbers}
         self.elapsed += seconds
         if not math.isfinite(logged["loss"]):
             raise FloatingPointError(
                 f"training: the loss became {logged['loss']} at step {self.step}; lower learning_rate"
             )
         line = {"step": self.step, "seconds": round(self.elapsed, 3), "step_ms": round(1000 * seconds, 1), **logged}
+        line["samples_per_s"] = round(self.batch * self.config.accumulate / max(seconds, 1e-9), 1)
         self.log.append(line)
         return line
 
@@ -212,7 +245,7 @@ class Loop:
         return {
             "optimizer": self.optimizer.state_dict(),
             "generator": json.dumps(self.generator.bit_generator.state),
-            "torch_generator": torch.get_rng_state(),
+            "torch_generators": self.ranks.gather(torch.get_rng_state()),
             "order": self.order,
             "step": self.step,
             "elapsed": self.elapsed,
@@ -223,7 +256,12 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.bit_generator.state = json.loads(state["generator"])
-        torch.set_rng_state(state["torch_generator"])
+        generators = state["torch_generators"]
+        if len(generators) != self.ranks.size:
+            raise ValueError(
+                f"resume: the interrupted training had {len(generators)} processes, this one {self.ranks.size}"
+            )
+        torch.set_rng_state(generators[self.ranks.rank])
         self.order, self.step, self.elapsed = state["order"], state["step"], state["elapsed"]
         self.objective.calibrated, self.log = state["calibrated"], state["log"]
 
@@ -239,9 +277,11 @@ class Loop:
                         progress(stage, *self._done(), line)
                     if self.step % RELEASE_EVERY == 0:
                         release_free_memory()
-                    if stopped.is_set():
+                    late = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+                    stop, due = self.ranks.sum([stopped.is_set(), self.ranks.first and late])
+                    if stop:
                         raise KeyboardInterrupt
-                    if save is not None and time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    if save is not None and due:
                         save()
                         saved = time.monotonic()
         except KeyboardInterrupt:

@@ -7,11 +7,14 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stair_kernels as sk
 from stair.head import eager_pool
+from stair.parallel import spread
+from stair_kernels.distributed import all_gather
 
 if TYPE_CHECKING:
     from stair.model import STAIRModel
@@ -74,8 +77,16 @@ def joint_loss(
     text_flops: float = 0.0,
     image_flops: float = 0.0,
     head: str = "fused",
+    group: dist.ProcessGroup | None = None,
 ) -> sk.StairLoss:
-    """sk.stair_loss on L2-normalised rows; with head="reference" the same in eager PyTorch, [B, L, V] and all."""
+    """sk.stair_loss on L2-normalised rows; with head="reference" the same in eager PyTorch, [B, L, V] and all.
+
+    With `group` each process gives its part of the batch and has the loss of the whole (stair_kernels.distributed).
+    """
+    if group is not None:
+        if head != "fused":
+            raise ValueError(f"head: expected fused in several processes, got {head!r}")
+        text, image = spread(text, group), spread(image, group)
     if head == "fused":
         return sk.stair_loss(
             text,
@@ -85,6 +96,7 @@ def joint_loss(
             image_flops=image_flops,
             normalize=True,
             save="positions",
+            group=group,
         )
     text_rows, image_rows = (eager_pool(side).float() for side in (text, image))
     return sk.reference.loss_of_rows(
@@ -176,6 +188,7 @@ class StairObjective:
     text_learning_rate: float = 8e-4
     head: str = "fused"
     calibrated: bool = False
+    group: dist.ProcessGroup | None = None  # of the processes that train together
     clip: float = 5.0
 
     @property
@@ -222,10 +235,17 @@ class StairObjective:
                 text_flops=text_flops,
                 image_flops=image_flops,
                 normalize=True,
+                group=self.group,
             )
         else:
             parts = joint_loss(
-                text, image, model.logit_scale, text_flops=text_flops, image_flops=image_flops, head=self.head
+                text,
+                image,
+                model.logit_scale,
+                text_flops=text_flops,
+                image_flops=image_flops,
+                head=self.head,
+                group=self.group,
             )
         logged = {name: value.item() for name, value in parts._asdict().items()}
         return parts.loss, {"stage": stage.value, "scale": model.logit_scale.item(), **logged}
@@ -233,6 +253,7 @@ class StairObjective:
     def _calibrate(self, features: Tensor) -> None:
         """Once, when the contrastive stages begin."""
         self.model.eval()
-        calibrate(self.model, features, self.start_active)
+        every = features if self.group is None else all_gather(features, self.group)
+        calibrate(self.model, every, self.start_active)
         self.model.train()
         self.calibrated = True

@@ -150,15 +150,13 @@ def _picture(collection: Collection, item: dict[str, Any]) -> str:
 
 def _pictures(collection: Collection, vocabulary: Sequence[str], unseen_style: str) -> list[dict[str, Any]]:
     """Pictures in the style that training never saw, spread evenly: half of new concepts, half of seen ones."""
-    drawn = [
-        (number, item["held_out"]) for number, item in enumerate(collection.items) if item["style"] == unseen_style
-    ]
+    items = collection.items
+    drawn = [(number, item["held_out"]) for number, item in enumerate(items) if item["style"] == unseen_style]
     held, seen = ([number for number, held_out in drawn if held_out == wanted] for wanted in (True, False))
     shown = []
     for number in _spread(held, PICTURES // 2) + _spread(seen, PICTURES - PICTURES // 2):
-        item = collection.items[number]
-        entries = zip(collection.indices[number], collection.values[number])
-        pairs = [(vocabulary[v], float(weight)) for v, weight in entries if v >= 0]
+        item = items[number]
+        pairs = [(vocabulary[v], float(weight)) for weight, v in zip(*collection.row(item))]
         heaviest = pairs[0][1] if pairs else 1.0
         terms = [
             {"term": term, "weight": f"{weight:.2f}", "percent": round(100 * weight / heaviest)}

@@ -1,4 +1,4 @@
-"""A searchable collection: the sparse index, the items it holds, their rows, and the model that made them."""
+"""A searchable collection: a sparse index whose documents are items, and the model that made their rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stair.checkpoint import fingerprint
-from stair.files import replacing_folder, require_writable
+from stair.files import require_writable
 
 if TYPE_CHECKING:
+    from stair.encode import Input
     from stair_kernels import SparseIndex, SparseRows
 
-FORMAT = "stair collection 1"
-SIDECAR = "items.json"
+FORMAT = "stair collection 2"
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Match:
 
 @dataclass
 class Hit:
-    """One found item: what `items.json` says of it, and why it was found."""
+    """One found item: what the index keeps of it, and why it was found."""
 
     rank: int
     score: float
@@ -59,12 +60,33 @@ def matches_of(
     return sorted(found, key=lambda match: -match.share)
 
 
+def item_id(item: dict[str, Any]) -> str:
+    """What an item is known by: the path of its picture, or for a text the text itself."""
+    return item.get("picture") or item["name"]
+
+
+def items_of(inputs: Sequence[Input]) -> list[tuple[Input, dict[str, Any]]]:
+    """The inputs with what is kept of each; one that comes twice is taken once."""
+    found: dict[str, tuple[Input, dict[str, Any]]] = {}
+    for entry in inputs:
+        picture = {} if entry.picture is None else {"picture": str(entry.picture.resolve())}
+        item: dict[str, Any] = {"name": entry.name, **picture}
+        found.setdefault(item_id(item), (entry, item))
+    return list(found.values())
+
+
 def require_replaceable(folder: Path) -> None:
-    """Raises ValueError when something other than a collection is at `folder`, or OSError when it cannot be written."""
+    """Raises ValueError when something other than an index is at `folder`, or OSError when it cannot be written."""
+    from stair_kernels.index_manifest import refuse_foreign
+
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SIDECAR).exists():
-        raise ValueError(f"{folder} exists and holds something other than an index: choose another folder with --out")
+    try:
+        refuse_foreign(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} exists and holds something other than an index: choose another folder with --out"
+        ) from error
     require_writable(folder.parent)
 
 
@@ -74,37 +96,37 @@ def save_collection(
     """Writes the index of `rows` and everything that search shows, whole or not at all.
 
     Args:
-        folder: the index directory; an older collection there is replaced, anything else is refused.
+        folder: the index directory; an older index there is replaced, anything else is refused.
         rows: [N, K], as `STAIRModel.encode_image` or `encode_text` gives them.
-        items: N dicts with at least "name"; "picture" is a path, absolute or relative to `folder`.
+        items: N dicts that JSON can hold, with at least "name"; "picture" is a path, absolute or relative to `folder`.
+            No two have the same picture, or without pictures the same name.
         model_dir: the checkpoint that made `rows`; remembered, so that search finds it.
 
     Raises:
-        ValueError: when the numbers of rows and items differ, or `folder` holds something else.
+        ValueError: when the numbers of rows and items differ, an item comes twice, or `folder` holds something else.
     """
-    from stair.evaluate import unit
     from stair_kernels import SparseIndex
 
     folder, model_dir = Path(folder), Path(model_dir)
-    if len(rows) != len(items):
-        raise ValueError(f"items: expected {len(rows)}, one a row, got {len(items)}")
-    require_replaceable(folder)
-    units = unit(rows.detach().to("cpu"))
-    header = {
+    metadata = {
         "format": FORMAT,
         "model": os.path.relpath(model_dir, folder),
         "model_sha256": fingerprint(model_dir),
-        "vocab_size": rows.vocab_size,
-        "items": list(items),
     }
-    with replacing_folder(folder) as temporary:
-        SparseIndex.build(units).save(temporary)
-        for name in ("values", "indices", "positions"):
-            tensor = getattr(units, name)
-            if tensor is not None:
-                np.save(temporary / f"{name}.npy", tensor.numpy())
-        (temporary / SIDECAR).write_text(json.dumps(header, ensure_ascii=False, indent=1), encoding="utf-8")
+    require_replaceable(folder)
+    units, ids, payloads = _documents(rows, items)
+    SparseIndex.build(units, ids, payloads=payloads, metadata=metadata).save(folder)
     return folder
+
+
+def _documents(rows: SparseRows, items: Sequence[dict[str, Any]]) -> tuple[SparseRows, list[str], list[bytes]]:
+    """Rows, ids and payloads of a collection's index."""
+    from stair.evaluate import unit
+
+    if len(rows) != len(items):
+        raise ValueError(f"items: expected {len(rows)}, one a row, got {len(items)}")
+    payloads = [json.dumps(item, ensure_ascii=False).encode() for item in items]
+    return unit(rows.detach().to("cpu")), [item_id(item) for item in items], payloads
 
 
 @dataclass
@@ -112,46 +134,53 @@ class Collection:
     """An opened index directory."""
 
     folder: Path
-    index: SparseIndex
-    items: list[dict[str, Any]]
-    values: np.ndarray  # [N, K] float32, unit rows, memory-mapped
-    indices: np.ndarray  # [N, K] int32
-    vocab_size: int
+    index: SparseIndex  # string ids: item_id of each item, which is the payload as JSON
     model_dir: Path
     model_sha256: str
 
     @staticmethod
-    def open(folder: Path | str) -> Collection:
-        """Raises ValueError when `folder` is not an index directory with its items."""
-        folder = Path(folder)
-        if not folder.exists():
-            raise ValueError(f"{folder}: no such index; build one with `stair index PICTURES --out {folder}`")
-        if not (folder / SIDECAR).is_file():
-            raise ValueError(f"{folder} is not an index directory (it has no {SIDECAR}); build one with `stair index`")
-        from stair_kernels import SparseIndex
+    def open(folder: Path | str, mode: str = "r", timeout: float = 10.0) -> Collection:
+        """Raises ValueError when `folder` is not an index directory with its items.
 
-        try:
-            header = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-            if not isinstance(header, dict) or header.get("format") != FORMAT:
-                raise ValueError(f"expected format {FORMAT!r}")
-            values = np.load(folder / "values.npy", mmap_mode="r")
-            indices = np.load(folder / "indices.npy", mmap_mode="r")
-            index = SparseIndex.open(folder)
-        except (ValueError, EOFError, FileNotFoundError) as error:
-            raise ValueError(f"{folder} is a damaged index ({error}); build it again with `stair index`") from error
-        if len(header["items"]) != len(values):
-            raise ValueError(f"{folder} is a damaged index ({len(header['items'])} items, {len(values)} rows)")
-        model_dir = Path(os.path.normpath(folder.resolve() / header["model"]))
-        return Collection(
-            folder, index, header["items"], values, indices, header["vocab_size"], model_dir, header["model_sha256"]
-        )
+        With mode "a" the collection is the one writer, as SparseIndex.open says, and its `with` block ends in a commit.
+        """
+        folder = Path(folder)
+        index = open_index(folder, mode=mode, timeout=timeout)
+        metadata = index.metadata
+        if metadata.get("format") != FORMAT:
+            index.close()
+            raise ValueError(f"{folder} holds an index without items ({FORMAT}); build one with `stair index build`")
+        model_dir = Path(os.path.normpath(folder.resolve() / metadata["model"]))
+        return Collection(folder, index, model_dir, metadata["model_sha256"])
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.index.__exit__(*exception)
+
+    def add(self, rows: SparseRows, items: Sequence[dict[str, Any]]) -> None:
+        """Add items, as `save_collection` takes them, none of which it holds."""
+        units, ids, payloads = _documents(rows, items)
+        self.index.add(units, ids, payloads=payloads)
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """N items, in the order in which they were added."""
+        return [json.loads(payload) for payload in self.index.payloads(self.index.ids)]
+
+    def row(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """An item's weights, descending and of unit length, and vocabulary entries."""
+        row = self.index.rows([item_id(item)])
+        order = np.argsort(-row.data, kind="stable")
+        return row.data[order], row.indices[order]
 
     def require_model(self, model_dir: Path) -> None:
         """Raises ValueError when `model_dir` is another model than the one that made the index."""
         if fingerprint(model_dir) != self.model_sha256:
             raise ValueError(
                 f"{model_dir} is not the checkpoint that built {self.folder}: leave --model out, or build the index"
-                f" again with `stair index --model {model_dir}`"
+                f" again with `stair index build --model {model_dir}`"
             )
 
     def search(self, query: SparseRows, k: int, vocabulary: Sequence[str]) -> list[list[Hit]]:
@@ -159,23 +188,78 @@ class Collection:
         from stair.evaluate import unit
 
         units = unit(query.detach().to("cpu"))
-        scores, ids = (np.asarray(array) for array in self.index.search(units, k))
+        scores, ids = self.index.search(units, k)
         values, indices = units.values.numpy(), units.indices.numpy()
         found: list[list[Hit]] = []
         for row in range(len(units)):
+            names = [name for name in ids[row] if name is not None]
             hits: list[Hit] = []
-            for score, position in zip(scores[row], ids[row]):
-                if position < 0 or score <= 0:
-                    continue
-                item = self.items[int(position)]
-                matches = matches_of(
-                    (values[row], indices[row]), (self.values[position], self.indices[position]), vocabulary
-                )
+            for score, payload in zip(scores[row].tolist(), self.index.payloads(names)):
+                item = json.loads(payload)
+                matches = matches_of((values[row], indices[row]), self.row(item), vocabulary)
                 path = self.picture(item)
-                hits.append(Hit(len(hits) + 1, float(score), item["name"], str(path) if path else None, item, matches))
+                hits.append(Hit(len(hits) + 1, score, item["name"], str(path) if path else None, item, matches))
             found.append(hits)
         return found
 
     def picture(self, item: dict[str, Any]) -> Path | None:
         """Where an item's picture lies, or None for a text."""
         return Path(os.path.normpath(self.folder / item["picture"])) if item.get("picture") else None
+
+
+def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: float = 10.0) -> SparseIndex:
+    """Any index directory; the ValueError says what to do about one that is missing or damaged."""
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such index; build one with `stair index build PICTURES --out {folder}`")
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} is not an index directory (no {MANIFEST}); build one with `stair index build`")
+    from stair_kernels import SparseIndex
+
+    try:
+        return SparseIndex.open(folder, verify, mode=mode, timeout=timeout)
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be used ({error}); build it again with `stair index build`") from error
+
+
+def statistics(folder: Path, verify: bool = False) -> dict[str, Any]:
+    """What an index holds, its numbers and its metadata; `verify` reads every file."""
+    index = open_index(folder, verify)
+    return {**index.stats(), "disk_bytes": _disk_bytes(folder), "metadata": index.metadata}
+
+
+def delete(folder: Path, words: Sequence[str], timeout: float = 10.0) -> int:
+    """Delete documents by their ids, those of pictures given as any path to them; returns how many.
+
+    Raises ValueError, and deletes none, when one is not there.
+    """
+    with open_index(folder, mode="a", timeout=timeout) as index:
+        ids: list[Any]
+        if isinstance(index.ids, np.ndarray):
+            held = set(index.ids)
+            ids = [next((name for name in _spellings(word, folder) if name in held), word) for word in words]
+        else:
+            try:
+                ids = [int(word) for word in words]
+            except ValueError:
+                raise ValueError(f"ID: expected integers, as the ids of {folder} are, got {list(words)}") from None
+        ids = list(dict.fromkeys(ids))
+        index.delete(ids)
+    return len(ids)
+
+
+def compact(folder: Path, reorder: bool = False, timeout: float = 10.0) -> tuple[int, int]:
+    """Make an index one segment without deleted documents; the bytes on disk before and after."""
+    with open_index(folder, mode="a", timeout=timeout) as index:
+        before = _disk_bytes(folder)
+        index.compact(reorder=reorder)
+    return before, _disk_bytes(folder)
+
+
+def _spellings(word: str, folder: Path) -> tuple[str, str, str]:
+    """A text or a path as it is, absolute, and as seen from the index."""
+    place = os.path.realpath(word)
+    return word, place, os.path.relpath(place, folder.resolve())
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

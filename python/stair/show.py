@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -15,6 +15,7 @@ from stair.console import duration, megabytes, out
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from stair.classify import Classification
     from stair.demo import DemoResult
     from stair.evaluate import Evaluation
     from stair.explain import Explanation, Term
@@ -54,6 +55,18 @@ def hits(query: str, terms: dict[str, float], found: Sequence[Hit], shown: int =
         matched += f" [dim]+{rest} more[/]" if rest > 0 else ""
         name = escape(hit.name) + (f"\n[dim]{escape(hit.picture)}[/]" if hit.picture else "")
         made.add_row(str(hit.rank), f"{hit.score:.3f}", name, matched)
+    out.print(made)
+
+
+def index_statistics(found: dict[str, Any]) -> None:
+    """The numbers of an index, and what is kept with it."""
+    made = table("", "", right=("",))
+    made.show_header = False
+    for name, number in found.items():
+        if isinstance(number, int):
+            made.add_row(name.replace("_", " "), f"{number:,}")
+    for name, value in found["metadata"].items():
+        made.add_row(escape(name), escape(str(value)))
     out.print(made)
 
 
@@ -125,6 +138,15 @@ def recall(evaluations: dict[str, Evaluation]) -> None:
         if evaluation.image_active:
             counts = f"{evaluation.text_active:.1f} active terms a text, {evaluation.image_active:.1f} a picture"
             out.print(f"{name}: {counts}")
+
+
+def classification(found: Sequence[Classification]) -> None:
+    """The share of pictures whose class is the first, and among the first five, in per cent."""
+    made = table("method", "pictures", "classes", "first", "first 5", "terms a picture", right=("pictures", "classes"))
+    for one in found:
+        counts = f"{one.count:,}", f"{one.classes:,}"
+        made.add_row(one.method, *counts, f"{one.top1:.1f}", f"{one.top5:.1f}", f"{one.image_active:.1f}")
+    out.print(made)
 
 
 def demo(result: DemoResult, page: Path, commands: Sequence[str]) -> None:

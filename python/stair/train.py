@@ -19,10 +19,12 @@ from stair.data import TrainingSet
 from stair.datasets import Pairs
 from stair.encoders import load_encoders
 from stair.features import FilePictures, PixelValues, features_of
-from stair.files import replacing_folder, require_writable
-from stair.loop import Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
+from stair.files import replacing_folder, require_writable, settle
+from stair.loop import ALONE, Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
 from stair.losses import Schedule, StairObjective
 from stair.model import STAIRModel
+from stair.monitor import Monitor
+from stair.parallel import Ranks
 from stair.pretrained import initial_model
 from stair.processing import STAIRProcessor
 
@@ -38,20 +40,29 @@ def train(
     processor: STAIRProcessor,
     resume: bool = False,
     progress: Progress | None = None,
+    tensorboard: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains `model` in place and leaves a checkpoint in `out_dir`, whole or not at all.
+
+    In several processes each calls this with its own `ranks` and the same of everything else; the first one writes.
 
     Args:
         out_dir: a new folder, an empty one, or one that an earlier training wrote (it is replaced).
         resume: go on from the state that an interrupted training left in `out_dir`.
+        tensorboard: a folder for TensorBoard's event files.
 
     Raises:
         ValueError: when `out_dir` holds something else, or there is nothing to resume.
         KeyboardInterrupt: on Ctrl-C, once the state is saved; its message says how to go on.
     """
     out_dir = Path(out_dir)
+    if ranks.first:
+        settle(out_dir)
+    ranks.wait()
     require_ours(out_dir)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + ranks.rank)
+    ranks.same(model)
     objective = StairObjective(
         model,
         config.schedule(),
@@ -61,16 +72,28 @@ def train(
         learning_rate=config.learning_rate,
         text_learning_rate=config.text_learning_rate,
         head=config.head,
+        group=ranks.group,
     )
     model.config.text_k, model.config.image_k, model.config.head = config.text_k, config.image_k, config.head
-    loop = Loop(config, objective, data, processor)
+    loop = Loop(config, objective, data, processor, ranks)
     resumed = _resume(loop, model, out_dir) if resume else None
-    loop.run("train", progress, lambda: _save(out_dir, loop, model, finished=None))
+    monitor = Monitor(progress, tensorboard, loop.step) if ranks.first else None
+
+    def save() -> None:
+        _save(out_dir, loop, model, finished=None)
+        if monitor is not None:
+            monitor.lines = out_dir / LOG
+
+    try:
+        loop.run("train", monitor, save)
+    finally:
+        if monitor is not None:
+            monitor.close()
     result = TrainResult(
         str(out_dir), loop.step, loop.elapsed, loop.step_ms(), peak_rss_mb(), loop.log, resumed_from=resumed
     )
     _save(out_dir, loop, model, finished=result)
-    if config.eager_steps:
+    if config.eager_steps and ranks.size == 1:
         result.eager_step_ms, result.eager_peak_rss_mb = measure_eager(loop, objective, progress)
         _save(out_dir, loop, model, finished=result)
     return result
@@ -99,6 +122,8 @@ def train_pairs(
     augmented: int = 2,
     cache: Path | None = None,
     progress: Progress | None = None,
+    tensorboard: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains on the user's pictures and captions.
 
@@ -116,13 +141,26 @@ def train_pairs(
     report = None if progress is None else lambda done: progress("features", done, total, {})
     features: np.ndarray | PixelValues = PixelValues(pictures, augmented)
     if model.backbone is not None:
-        features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
+        for turn in (True, False):  # the first process computes them, the others find them in the cache
+            if ranks.first == turn:
+                features = features_of(model.backbone, pictures, augmented, cache=cache, done=report)
+            ranks.wait()
 
     def text(item: int, generator: np.random.Generator) -> str:
         return pairs.texts[item][generator.integers(len(pairs.texts[item]))]
 
     data = TrainingSet([features], np.arange(len(pairs)), text)
-    return train(config, data, out_dir, model=model, processor=processor, resume=resume, progress=progress)
+    return train(
+        config,
+        data,
+        out_dir,
+        model=model,
+        processor=processor,
+        resume=resume,
+        progress=progress,
+        tensorboard=tensorboard,
+        ranks=ranks,
+    )
 
 
 def _start(config: TrainConfig, init: Path | str | None) -> tuple[STAIRModel, STAIRProcessor]:
@@ -150,6 +188,15 @@ def require_ours(out_dir: Path) -> None:
 
 def _save(out_dir: Path, loop: Loop, model: STAIRModel, finished: TrainResult | None) -> None:
     """The checkpoint: model, processor, recipe and log; the state to resume from only while training is unfinished."""
+    state = loop.state() if finished is None else None  # of all processes
+    if loop.ranks.first:
+        _write(out_dir, loop, model, state, finished)
+    loop.ranks.wait()
+
+
+def _write(
+    out_dir: Path, loop: Loop, model: STAIRModel, state: dict[str, Any] | None, finished: TrainResult | None
+) -> None:
     record: dict[str, Any] = {
         "config": asdict(loop.config),
         "step": loop.step,
@@ -163,8 +210,8 @@ def _save(out_dir: Path, loop: Loop, model: STAIRModel, finished: TrainResult | 
         loop.processor.save_pretrained(folder)
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in loop.log), encoding="utf-8")
-        if finished is None:
-            torch.save(loop.state(), folder / STATE)
+        if state is not None:
+            torch.save(state, folder / STATE)
 
 
 def _save_model(model: STAIRModel, folder: Path) -> None:

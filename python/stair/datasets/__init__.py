@@ -100,6 +100,28 @@ def load_for_evaluation(
     return load_pairs(source, kind, split=split or ("test" if has_splits(kind) else None), images=images)
 
 
+def load_labelled(source: Path | str, format: str | None = None, names: Path | None = None) -> Pairs:
+    """Pictures with classes: a folder of class folders, or WebDataset tars with .cls.
+
+    Args:
+        names: a file with a class a line. Folders: their names, each with a tab and other words where wanted; tars: the
+            class of number 0, 1, ... Without it the folders' names, or classes.txt beside the tars.
+
+    Raises:
+        ValueError: naming what is missing or does not fit.
+    """
+    kind = format_of(source) if format is None else format
+    if kind == "webdataset":
+        pairs = from_webdataset(str(source), names)
+    elif kind in ("folder", "classes"):
+        pairs = from_class_folders(Path(source), names)
+    else:
+        raise ValueError(f"{source}: expected pictures with classes, a folder of class folders or .tar shards")
+    if not pairs.labels:
+        raise ValueError(f"{source}: expected pictures with classes, got {len(pairs)} pictures without a .cls")
+    return pairs
+
+
 def _load(kind: str, source: Path | str, split: str | None, images: Path | None) -> Pairs:
     path = Path(source)
     if kind == "webdataset":

@@ -48,18 +48,18 @@ def shards_of(source: str) -> list[Path]:
     return paths
 
 
-def from_webdataset(source: str) -> Pairs:
+def from_webdataset(source: str, names: Path | None = None) -> Pairs:
     """Pictures and captions of all shards, in their order.
 
     A caption is the .txt, else "caption", "captions" or "text" of the .json, else the name of the class number in .cls,
-    which stands in the line of that number, from 0, of `classes.txt` beside the shards.
+    which stands in the line of that number, from 0, of `names`, or of `classes.txt` beside the shards.
 
     Raises:
         ValueError: naming the shard and the key.
     """
     shards = shards_of(source)
-    beside = shards[0].parent / CLASSES
-    classes = read_lines(beside, "a class") if beside.is_file() else []
+    file = shards[0].parent / CLASSES if names is None else names
+    classes = read_lines(file, "a class") if names is not None or file.is_file() else []
     pictures: list[Picture] = []
     texts: list[list[str]] = []
     labels: list[int] = []

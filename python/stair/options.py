@@ -1,0 +1,88 @@
+"""What the commands of `stair` share: options, and the model that they load; torch is imported on use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stair.console import err, stages
+
+DEMO = Path("out/demo")
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Checkpoint folder.  [default: out/demo/model]", show_default=False)
+]
+KeepOption = Annotated[
+    int | None,
+    typer.Option("--k", min=1, help="Entries kept of a row.  [default: the checkpoint's]", show_default=False),
+]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A CSV file (path,caption), a folder of pictures, dataset_coco.json or dataset_flickr30k.json (Karpathy),"
+        " results_20130124.token (Flickr30k), or WebDataset tars ('shards/{000..003}.tar', quoted).",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="csv, folder, classes, karpathy, token or webdataset.  [default: by DATA]", show_default=False
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", help="Where the pictures of COCO or Flickr30k are.  [default: beside DATA]", show_default=False
+    ),
+]
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="Texts, picture files, folders of pictures, .txt files (a text a line), or - for the lines of stdin.",
+        show_default=False,
+    ),
+]
+
+
+def words(inputs: list[str] | None) -> list[str]:
+    """The arguments, or stdin when there are none and something is piped in."""
+    if inputs:
+        return inputs
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("INPUT: expected texts, picture files, folders, or lines on stdin; got nothing")
+    return ["-"]
+
+
+def require_checkpoint(folder: Path) -> Path:
+    from stair import checkpoint
+
+    return checkpoint.require_checkpoint(folder)
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    from stair.checkpoint import load
+
+    with err.status("loading the model"):
+        return load(folder)
+
+
+def encoded(found: list[Any], folder: Path, k: int | None, batch: int) -> tuple[Any, Any, Any]:
+    """(model, processor, rows) of inputs, with a progress bar."""
+    from stair.encode import encode as encode_inputs
+
+    model, processor = load_model(folder)
+    with stages() as progress:
+        rows = encode_inputs(model, processor, found, k=k, batch=batch, progress=progress)
+    return model, processor, rows
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
