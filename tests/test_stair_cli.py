@@ -236,9 +236,9 @@ def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "at", "expected"),
     [
-        ("stair ex", 1, {"explain"}),
+        ("stair exp", 1, {"explain", "export"}),
         ("stair explain --im", 2, {"--image"}),
-        ("stair e", 1, {"encode", "explain", "eval"}),
+        ("stair e", 1, {"encode", "explain", "eval", "export"}),
     ],
 )
 def test_a_shell_completes_commands_and_options(words: str, at: int, expected: set[str]) -> None:
@@ -573,7 +573,7 @@ def test_a_closed_pipe_is_no_error(place: Path) -> None:
     )  # fmt: skip
     assert ended.stderr == ""
     assert ended.returncode == 0
-    assert json.loads(ended.stdout)["name"] == "a dog"
+    assert json.loads(ended.stdout)["id"] == "a dog"
 
 
 def test_missing_demo_data_names_the_command_that_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
