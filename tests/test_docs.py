@@ -38,7 +38,8 @@ FAST = {"stair train photos --out out/mine --minutes 10": "stair train photos --
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, out/demo as a short form of `make demo` leaves it, and out/mine trained on the photos."""
+    """A folder with photos/, out/demo as a short form of `make demo` leaves it, out/mine trained on the photos, and
+    out/photos an index of them."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "photos").mkdir()
     for number in range(12):
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         picture.save(folder / name)
     before = Path.cwd()
     os.chdir(folder)
-    for command in ("stair demo --fast", *FAST.values()):
+    for command in ("stair demo --fast", *FAST.values(), "stair index build photos --model out/mine --out out/photos"):
         run(command)
     yield folder
     os.chdir(before)
