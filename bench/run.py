@@ -37,7 +37,7 @@ from memory import meter
 from report import Record
 from roofline import Roofline, measure_device, measure_host
 from timer import Clock, clock_of, interleaved, on_threads
-from variants import TOLERANCE, Variant, Work, WrongResultError, relative_error
+from variants import TOLERANCE, Variant, Work, WrongResultError
 from work import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,13 +119,9 @@ def _chosen(case: Case, work: Work, options: argparse.Namespace) -> Work:
 
 def _checked(case: Case, work: Work) -> dict[str, float]:
     """The error of each implementation that is to be checked."""
-    errors = {
-        name: relative_error(work.read(variant.run()), work.truth)
-        for name, variant in work.variants.items()
-        if name not in UNCHECKED
-    }
+    errors = {name: work.error(variant) for name, variant in work.variants.items() if name not in UNCHECKED}
     for name, error in errors.items():
-        if not error <= TOLERANCE[case.dtype] and is_judged(case, name):
+        if not error <= work.tolerance(case.dtype) and is_judged(case, name):
             raise WrongResultError(f"{case.op}: {name} is wrong: relative error {error:.2e}; not timed")
     return errors
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from cases import STANDARD, Case
 from run import UNCHECKED, is_judged
-from variants import TOLERANCE, Work, relative_error
+from variants import Work
 from work import prepare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,8 +55,8 @@ def test_speed(benchmark: Any, case: Case, implementation: str) -> None:
     if variant is None or lack:
         pytest.skip(str(lack))
     if implementation not in UNCHECKED:
-        error = relative_error(work.read(variant.run()), work.truth)
-        assert error <= TOLERANCE[case.dtype] or not is_judged(case, implementation)
+        error = work.error(variant)
+        assert error <= work.tolerance(case.dtype) or not is_judged(case, implementation)
         benchmark.extra_info["relative_error"] = error
     benchmark.group = _name(case)
     benchmark(_timed(variant.run))

@@ -215,7 +215,8 @@ def stair_loss_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: in
     active = sum(int((_truth_pool(head) > 0).sum()) for head in heads)
     flops = sum(_head_flops(head) for head in heads) + 3 * 2.0 * B * B * V + 4.0 * active * D
     least = sum(size(*full(head)) for head in heads)
-    return Work(variants, lambda result: result, step(eager_loss, *wide), flops, least, least)
+    truth = step(eager_loss, *wide)
+    return Work(variants, lambda result: result, truth, flops, least, least, by_norm=True)
 
 
 MAKERS: dict[str, Callable[..., Work]] = {

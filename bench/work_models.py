@@ -90,7 +90,7 @@ def d2s(device: torch.device, inputs: str, B: int, D: int, V: int) -> Setup:
 def stair_reference(device: torch.device, inputs: str, B: int, L: int, D: int, V: int, layers: int) -> Setup:
     """STAIRModel with head="reference": a text's rows, or the loss of B texts and B images of 49 positions."""
     text = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": layers, "intermediate_size": 4 * D}
-    model = STAIRModel(STAIRConfig(text_config=text, image_pool=1, image_dropout=0.0, head="reference"))
+    model = STAIRModel(STAIRConfig(text, {"pool": 1, "dropout": 0.0}, head="reference"))
     features = torch.randn(B, model.config.positions, 432).to(device)
     for head, positions in ((model.text_head, L), (model.image_head, model.config.positions)):
         nn.init.normal_(head.weight, std=D**-0.5)

@@ -111,6 +111,7 @@ def _stair_loss(
                 means[tower, v0 : v0 + chunk] = row.mean(dim=0)
                 squares[tower] += row.square().sum(dim=1)
                 active[tower] += (row > 0).sum() / max(B, 1)
+            del pooled, row, positions  # before the next chunk's are made
         flops = means.square().sum(dim=1)
         score, squares, flops, active = summed((score, squares, flops, active), group)
         norms = squares.sqrt().clamp(min=EPS) if normalize else torch.ones_like(squares)
@@ -208,6 +209,8 @@ def _stair_loss_backward(
                 )
                 grads[tower][0].add_(hidden)
                 grads[tower][1][columns], grads[tower][2][columns] = weight, bias
+                del grad_row, hidden, weight, bias
+            del pooled, row, positions  # before the next chunk's are made
         of_hidden = summed([of_tower[0] for of_tower in grads], group)
     return of_hidden[0], *grads[0][1:], of_hidden[1], *grads[1][1:], grad_scale
 

@@ -92,8 +92,9 @@ def _d2s() -> nn.Module:
 
 def _stair() -> nn.Module:
     text = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 1, "intermediate_size": D}
-    sizes = {"image_size": 96, "image_pool": 1, "image_layers": 1, "image_heads": 2, "image_mlp": 16}
-    model = STAIRModel(STAIRConfig(text_config=text, head="reference", text_k=16, image_k=24, **sizes)).eval()
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = {"image_size": 96, "pool": 1, **sizes}
+    model = STAIRModel(STAIRConfig(text, vision, head="reference", text_k=16, image_k=24)).eval()
     for head in (model.text_head, model.image_head):
         nn.init.normal_(head.weight, std=D**-0.5)
     model.image_tower.register_forward_pre_hook(_as_parameters)
@@ -107,7 +108,7 @@ def _as_parameters(tower: Any, given: tuple[Tensor]) -> Tensor:
 
 def _stair_inputs(model: Any) -> dict[str, Tensor]:
     torch.manual_seed(2)
-    features = torch.randn(B, model.config.side**2, 432)
+    features = torch.randn(B, model.config.vision_config.side**2, 432)
     return {**INPUTS, "image_features": features}
 
 

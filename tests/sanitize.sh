@@ -29,7 +29,7 @@ fi
 [[ "$*" == *tests/* ]] || set -- tests/ "$@"
 arguments=("${@/#tests\//$root/tests/}")
 # No kernels in these, or a build with sanitizers of its own; the first two measure memory, which the sanitizer's would be part of.
-no_kernels=(--ignore="$root/tests/test_memory.py" --ignore="$root/tests/test_bench.py" --ignore="$root/tests/test_mutations.py" --ignore="$root/tests/test_cuda_mutations.py" --ignore="$root/tests/test_simt.py" --ignore="$root/tests/test_package.py" --ignore="$root/tests/test_readme.py" --ignore-glob="$root/tests/test_stair_[!l]*")
+no_kernels=(--ignore="$root/tests/test_memory.py" --ignore="$root/tests/test_bench.py" --ignore="$root/tests/test_mutations.py" --ignore="$root/tests/test_cuda_mutations.py" --ignore="$root/tests/test_simt.py" --ignore="$root/tests/test_package.py" --ignore="$root/tests/test_readme.py" --ignore="$root/tests/test_docs.py" --ignore-glob="$root/tests/test_stair_[!l]*")
 cd "$tree/site" # its packages come before the checkout's, in the processes that tests start as well
 # libstdc++ beside the runtime, which otherwise finds no exceptions to watch in a Python written in C
 preload() { "${CXX:-g++}" -print-file-name="$1"; }

@@ -50,3 +50,11 @@ def test_forward_and_backward_stay_below_an_eighth_of_the_logits(operator: str, 
     )
     grown, logits = int(result.stdout), B * L * V * (4 if dtype == "float32" else 2)
     assert 0 < grown < logits / 8, f"{grown / 2**20:.1f} MiB of {logits / 2**20:.1f} MiB"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts malloc where it is glibc's")
+def test_a_step_of_the_loss_stays_below_half_of_the_two_dense_rows() -> None:
+    from loss_memory import measured
+
+    extra, rows = measured(512, 8, 128, V, "float32", "none"), 2 * 512 * V * 4
+    assert 0 < extra <= rows / 2, f"{extra / 2**20:.1f} MiB of {rows / 2**20:.1f} MiB"

@@ -118,9 +118,9 @@ def test_encode_writes_a_json_line_an_input_in_order(place: Path) -> None:
     assert shown.exit_code == 0, shown.stderr
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     pictures = [str(place / "pictures" / f"{name}.png") for name in sorted(COLORS)]
-    assert [line["name"] for line in lines] == ["a dog", *pictures, "the sky", "a star"]
+    assert [line["id"] for line in lines] == ["a dog", *pictures, "the sky", "a star"]
     for line in lines:
-        weights = list(line["terms"].values())
+        weights = list(line["vector"].values())
         assert 0 < len(weights) <= 5
         assert weights == sorted(weights, reverse=True)
 
@@ -128,7 +128,7 @@ def test_encode_writes_a_json_line_an_input_in_order(place: Path) -> None:
 def test_encode_reads_stdin(place: Path) -> None:
     by_dash = stair("encode", "-", "--model", place / "model", stdin="a dog\na cat\n")
     piped = stair("encode", "--model", place / "model", stdin="a dog\na cat\n")
-    assert [json.loads(line)["name"] for line in by_dash.stdout.splitlines()] == ["a dog", "a cat"]
+    assert [json.loads(line)["id"] for line in by_dash.stdout.splitlines()] == ["a dog", "a cat"]
     assert piped.stdout == by_dash.stdout
 
 
@@ -142,6 +142,37 @@ def test_encode_writes_npz_that_scipy_reads(place: Path, tmp_path: Path) -> None
     with torch.inference_mode():
         dense = model.encode_text(**processor(text=["a dog", "a cat"])).to_dense()
     torch.testing.assert_close(torch.from_numpy(matrix.toarray()), dense)
+
+
+def test_export_writes_what_builds_the_same_index(place: Path, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csr"):
+        made = stair("export", place / "index", "--out", tmp_path / name, "--json")
+        assert made.exit_code == 0, made.stderr
+        assert json.loads(made.stdout)["documents"] == len(COLORS)
+        arguments = ("--rows", tmp_path / name, "--model", place / "model", "--out", tmp_path / "again")
+        built = stair("index", "build", *arguments)
+        assert built.exit_code == 0, built.stderr
+        answers = [
+            json.loads(stair("search", "--index", index, "a red fruit", "--json").stdout)
+            for index in (place / "index", tmp_path / "again")
+        ]
+        one, two = ([(hit["name"], pytest.approx(hit["score"], rel=1e-5)) for hit in a[0]["hits"]] for a in answers)
+        assert one == two
+        assert len(one) > 0
+    bulk = stair("export", place / "index", "--format", "opensearch", "--out", tmp_path / "x.ndjson")
+    assert f"{len(COLORS)} documents in" in bulk.stderr
+    source = json.loads((tmp_path / "x.ndjson").read_text().splitlines()[1])
+    assert {"terms", "item"} == source.keys()
+    for arguments, message in (
+        (["export", place / "index", "--out", tmp_path / "x.csv"], "a name ending in"),
+        (["export", place / "index", "--out", tmp_path / "x.csr", "--scale", 2], "scale: csr keeps the weights"),
+        (["export", tmp_path, "--out", tmp_path / "x.csr"], "not an index directory"),
+        (["index", "build", "x", "--rows", tmp_path / "rows.csr"], "INPUT, --rows: expected one of the two"),
+    ):
+        refused = stair(*arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_search_shows_rank_score_name_and_terms(place: Path) -> None:
@@ -173,6 +204,59 @@ def test_explain_shows_terms_and_shares(place: Path) -> None:
     assert f"Score {found['score']:.3f}" in shown.stdout
 
 
+def test_explain_writes_a_page_and_a_picture(place: Path, tmp_path: Path) -> None:
+    args = ["explain", "--text", "a red fruit", "--image", place / "pictures" / "red.png", "--model", place / "model"]
+    shown = stair(*args, "--out", tmp_path / "why", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["explanation.png", "index.html"]
+    assert f"Score {found['score']:.3f}" in (tmp_path / "why" / "index.html").read_text(encoding="utf-8")
+    assert str(tmp_path / "why" / "index.html") in shown.stderr.replace("\n", "")
+    (tmp_path / "file").write_text("mine")
+    failed = stair(*args, "--out", tmp_path / "file")
+    assert failed.exit_code == 2
+    assert_one_line(failed.stderr, str(tmp_path / "file"))
+
+
+def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Path) -> None:
+    made = stair(
+        "index", "build", place / "pictures", "--model", place / "model", "--out", tmp_path / "index", "--json"
+    )
+    assert json.loads(made.stdout) == {
+        "index": str(tmp_path / "index"),
+        "items": len(COLORS),
+        "model": str(place / "model"),
+    }
+    trained = stair(*train_args(place, tmp_path / "mine", "--steps", 2, "--held-out", 0.25, "--json"))
+    found = json.loads(trained.stdout)
+    assert (found["model"], found["steps"]) == (str(tmp_path / "mine"), 2)
+    assert [recall["direction"] for recall in found["evaluation"]["recalls"]] == ["text to image", "image to text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "expected"),
+    [
+        ("stair ex", 1, {"explain"}),
+        ("stair explain --im", 2, {"--image"}),
+        ("stair e", 1, {"encode", "explain", "eval"}),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words: str, at: int, expected: set[str]) -> None:
+    asked = {"_STAIR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    done = process(env=asked)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == expected
+
+
+def test_completion_is_installed_by_one_command(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = process("--install-completion", "bash", env=environment)
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("_STAIR_COMPLETE=complete_bash" in path.read_text() for path in written)
+    assert str(tmp_path) in (tmp_path / ".bashrc").read_text()
+
+
 def test_eval_gives_recall_both_ways(place: Path) -> None:
     found = json.loads(stair("eval", place / "pictures", "--model", place / "model", "--json").stdout)
     assert [recall["direction"] for recall in found["recalls"]] == ["text to image", "image to text"]
@@ -200,7 +284,7 @@ def test_info_says_what_is_there_and_how_to_get_the_rest() -> None:
 def train_args(place: Path, out: Path, *more: object) -> list[object]:
     recipe = out.parent / "recipe.yaml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text("batch: 2\nlearning_rate: 1e-3\nprecision: float32\ngrounding: 0.5\n")
+    recipe.write_text("batch: 2\nlearning_rate: 1e-3\nprecision: float32\nwarm: 0.5\nstages: three\n")
     return ["train", place / "pictures", "--from", place / "model", "--out", out, "--config", recipe, *more]
 
 
@@ -375,7 +459,7 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "text not UTF-8": (lambda at: ["encode", at / "latin.txt", "--model", at / "model"], "UTF-8"),
     "unknown kind of file": (lambda at: ["encode", at / "model" / "config.json"], "neither a picture nor a text file"),
     "folder without pictures": (lambda at: ["encode", at / "model", "--model", at / "model"], "holds no picture"),
-    "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], ".npz or .jsonl"),
+    "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], "a name ending in .csr, .npz"),
     "no checkpoint": (lambda at: ["encode", "a dog", "--model", at / "nowhere"], "no STAIR checkpoint there"),
     "another model": (lambda at: ["encode", "a dog", "--model", at / "bert"], "'bert'"),
     "damaged tokenizer": (lambda at: ["encode", "a dog", "--model", at / "tokenless"], "damaged checkpoint (tokenizer"),

@@ -14,16 +14,15 @@ from PIL import Image
 from stair import emoji, features
 from stair.data import (
     EmojiSplit,
-    Pairs,
     TrainingSet,
     emoji_evaluation,
     emoji_training,
-    load_pairs,
-    read_picture,
 )
+from stair.datasets import read_picture
 from stair.drawing import render, render_cached, unseen_style
 from stair.emoji import Concept, DemoDataMissingError, code_points, load_concepts
 from stair.features import FilePictures, PixelPictures, augment, features_of, ink
+from stair.pictures import ImageSettings
 from stair.vision import EfficientNetLite0
 from tiny_stair import save_pictures
 
@@ -53,54 +52,6 @@ def write(file: Path, text: str) -> Path:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return save_pictures(tmp_path / "pictures")
-
-
-def test_csv_pairs_are_relative_to_the_file_and_gather_captions(pictures: Path) -> None:
-    table = write(pictures.parent / "pairs.csv", "caption,path\na red disc,pictures/red.png\nred,pictures/red.png\n")
-    with open(table, "a", encoding="utf-8") as stream:
-        stream.write('"grey, round",pictures/grey.png\n')
-    pairs = load_pairs(table)
-    assert pairs.paths == [pictures / "red.png", pictures / "grey.png"]
-    assert pairs.texts == [["a red disc", "red"], ["grey, round"]]
-
-
-def test_folder_pairs_take_captions_from_names_or_text_files(pictures: Path) -> None:
-    (pictures / "red.png").rename(pictures / "big_red-disc.png")
-    write(pictures / "grey.txt", "grey\n\nnot a colour\n")
-    found = dict(zip([path.name for path in load_pairs(pictures).paths], load_pairs(pictures).texts))
-    assert found["big_red-disc.png"] == ["big red disc"]
-    assert found["grey.png"] == ["grey", "not a colour"]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("picture,text\nred.png,red\n", "expected the columns path,caption"),
-        ("", "expected the columns path,caption"),
-        ("path,caption\nred.png,red\nnone.png,none\n", "line 3: no such picture"),
-        ("path,caption\nred.png,\n", "line 2: expected a path and a caption"),
-        ("path,caption\nred.png\n", "line 2: expected a path and a caption"),
-        ("path,caption\nred.png,red\n", "expected at least two pictures"),
-    ],
-)
-def test_bad_tables_name_the_line(pictures: Path, table: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_pairs(write(pictures / "pairs.csv", table))
-
-
-def test_a_missing_source_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: no such file or folder"):
-        load_pairs(tmp_path / "nowhere")
-
-
-def test_split_parts_do_not_overlap() -> None:
-    pairs = Pairs([Path(f"{n}.png") for n in range(20)], [[str(n)] for n in range(20)])
-    training, held = pairs.split(0.2, seed=1)
-    assert len(training) == 16
-    assert len(held) == 4
-    assert {*training.paths, *held.paths} == {*pairs.paths}
-    assert [path.stem for path in held.paths] == [texts[0] for texts in held.texts]
-    assert held.paths == pairs.split(0.2, seed=1)[1].paths
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 30])
@@ -264,11 +215,11 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
 
 def test_file_pictures_are_read_when_needed(pictures: Path) -> None:
     paths = sorted(pictures.glob("*.png"))
-    found = FilePictures(paths, 32)
+    found = FilePictures(paths, ImageSettings(32))
     assert found.pixels(1, 3).shape == (2, 32, 32, 3)
     before = found.key()
     Image.new("RGB", (9, 9)).save(paths[0])
-    assert FilePictures(paths, 32).key() != before
+    assert FilePictures(paths, ImageSettings(32)).key() != before
 
 
 def test_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

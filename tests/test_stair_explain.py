@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
-from stair import STAIRModel, STAIRProcessor
+from stair import STAIRConfig, STAIRModel, STAIRProcessor
 from stair.checkpoint import load
 from stair.evaluate import unit
-from stair.explain import explain, heat, place
+from stair.explain import explain, heard, heat, place, spans_of
 from tiny_stair import save_checkpoint, save_pictures
 
 import stair_kernels as sk
@@ -49,6 +49,39 @@ def test_each_term_names_the_position_that_won(loaded: tuple[STAIRModel, STAIRPr
     assert [term.position for term in result.image_terms] == [p for p in rows.positions[0].tolist() if p >= 0]
 
 
+@pytest.mark.parametrize("head", ["fused", "reference"])
+def test_maps_say_what_each_position_alone_would_give(
+    loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image, head: str
+) -> None:
+    model, processor = loaded
+    fused = explain(model, processor, text="a red fruit", image=picture)
+    towers = (model.text_head, model.image_head)
+    for tower in towers:
+        tower.kind = head
+    try:
+        result = explain(model, processor, text="a red fruit", image=picture)
+    finally:
+        for tower in towers:
+            tower.kind = "fused"
+    for terms, length in ((result.text_terms, len(result.pieces)), (result.image_terms, result.grid**2)):
+        for term in terms:
+            assert len(term.map) == length
+            assert max(term.map) == pytest.approx(term.weight, rel=1e-5)
+            assert term.map[term.position] == max(term.map)
+            assert min(term.map) >= 0
+    assert [term.term for term in result.shared] == [term.term for term in fused.shared]
+    assert [term.image_position for term in result.shared] == [term.image_position for term in fused.shared]
+    own = {term.term: term for term in result.image_terms}
+    assert all(term.image_map == own[term.term].map for term in result.shared)
+
+
+def test_spans_are_those_of_the_pooled_features() -> None:
+    """An uneven side: the last row and column of positions cover what is left."""
+    config = STAIRConfig(text_config={"vocab_size": 80}, vision_config={"image_size": 112, "pool": 2})
+    assert (config.grid, spans_of(config)) == (4, [2, 2, 2, 1])
+    assert sum(spans_of(config)) == config.vision_config.side
+
+
 def test_one_side_alone(loaded: tuple[STAIRModel, STAIRProcessor], picture: Image.Image) -> None:
     only_text = explain(*loaded, text="a red fruit")
     assert only_text.score is None
@@ -70,6 +103,7 @@ def test_heat_holds_every_share_once(loaded: tuple[STAIRModel, STAIRProcessor], 
     cells = heat(result.shared, result.grid)
     assert len(cells) == len(cells[0]) == 2
     assert sum(map(sum, cells)) == pytest.approx(1)
+    assert sum(heard(result.shared, result.pieces)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

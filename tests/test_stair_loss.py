@@ -7,6 +7,7 @@ import torch
 from conftest import Implementation
 from on_device import require_kernel
 from tolerance import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import stair_kernels as sk
 from stair_kernels import VocabHead, reference
@@ -146,6 +147,50 @@ def test_opcheck_compile_and_autocast(device: str) -> None:
         low = step(*leaves)
     # autocast casts what is multiplied; the bias is added in float32
     assert torch.equal(low, step(*(leaf if leaf.dim() == 1 else leaf.bfloat16() for leaf in leaves)))
+
+
+@pytest.mark.parametrize("save", ["none", "positions"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(
+    impl: Implementation, use_reentrant: bool, save: str
+) -> None:
+    """Around the towers and the loss: both are computed again in the backward."""
+    leaves, mask = make_pair(torch.float32, 6, 300)
+    calls = 0
+
+    def step(text: torch.Tensor, image: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        towers = VocabHead(torch.tanh(text), *rest[:2], mask), VocabHead(torch.tanh(image), *rest[2:])
+        options = {"logit_scale": 2.0, "text_flops": 0.3, "image_flops": 0.7, "normalize": True, "save": save}
+        return impl.operators.stair_loss(*towers, **options).loss
+
+    order = (0, 3, 1, 2, 4, 5)
+    inputs = [leaves[i].clone().requires_grad_() for i in order]
+    want = torch.autograd.grad(step(*inputs), inputs)
+    loss = checkpoint(step, *inputs, use_reentrant=use_reentrant)
+    loss.backward()  # torch.autograd.grad is not for reentrant checkpoints
+    assert calls == 3
+    assert all(torch.equal(leaf.grad, grad) for leaf, grad in zip(inputs, want))
+
+
+def test_accumulated_micro_batches_add_up(impl: Implementation) -> None:
+    """A backward for each micro-batch leaves the gradients of one backward of the sum of their losses."""
+    batches = [make_pair(torch.float32, B, 300) for B in (6, 3, 1)]
+    parameters = [batches[0][0][i] for i in (1, 2, 4, 5)]
+
+    def losses(shared: list[torch.Tensor]) -> list[torch.Tensor]:
+        towers = [
+            (VocabHead(leaves[0], *shared[:2], mask), VocabHead(leaves[3], *shared[2:])) for leaves, mask in batches
+        ]
+        return [impl.operators.stair_loss(*pair, logit_scale=2.0, text_flops=0.3).loss / 3 for pair in towers]
+
+    steps, whole = ([leaf.clone().requires_grad_() for leaf in parameters] for _ in range(2))
+    for loss in losses(steps):
+        loss.backward()
+    torch.stack(losses(whole)).sum().backward()
+    for step, together in zip(steps, whole):
+        torch.testing.assert_close(step.grad, together.grad)
 
 
 def test_bad_input_names_the_argument() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from stair import STAIRConfig, STAIRModel, STAIRProcessor
 from stair.head import TokenHead
 from stair.losses import joint_loss
-from stair.processing import fit_square
+from stair.pictures import ImageSettings, fit_square
 from stair.vision import FEATURE_WIDTH, EfficientNetLite0, FrozenConv
 from tiny_stair import save_checkpoint, save_pictures, tokenizer
 from torch import nn
@@ -129,9 +129,9 @@ def test_padding_does_not_change_a_text(model: STAIRModel, processor: STAIRProce
 
 
 def test_pooled_positions_average_what_the_tower_gives() -> None:
-    shape = {"image_size": 80, "image_layers": 0}
-    whole = STAIRModel(STAIRConfig(image_pool=1, **shape)).eval().image_tower
-    halved = STAIRModel(STAIRConfig(image_pool=2, **shape)).eval().image_tower
+    shape = {"image_size": 80, "num_hidden_layers": 0}
+    whole = STAIRModel(STAIRConfig(vision_config={"pool": 1, **shape})).eval().image_tower
+    halved = STAIRModel(STAIRConfig(vision_config={"pool": 2, **shape})).eval().image_tower
     for tower in (whole, halved):
         tower.final_norm = nn.Identity()
         nn.init.zeros_(tower.position)
@@ -140,13 +140,13 @@ def test_pooled_positions_average_what_the_tower_gives() -> None:
     square = whole(features).unflatten(1, (5, 5))
     expected = [square[:, i : i + 2, j : j + 2].mean(dim=(1, 2)) for i in (0, 2, 4) for j in (0, 2, 4)]
     torch.testing.assert_close(halved(features), torch.stack(expected, 1), atol=1e-5, rtol=1e-5)
-    assert STAIRConfig(image_pool=2, **shape).positions == 9
-    assert STAIRConfig(image_pool=1, **shape).positions == 25
+    assert STAIRConfig(vision_config={"pool": 2, **shape}).positions == 9
+    assert STAIRConfig(vision_config={"pool": 1, **shape}).positions == 25
 
 
 def test_the_backbone_is_frozen(model: STAIRModel) -> None:
-    assert not any(name.startswith("backbone") for name, _ in model.named_parameters())
-    assert any(name.startswith("backbone") for name in model.state_dict())
+    assert not any("backbone" in name for name, _ in model.named_parameters())
+    assert any(name.startswith("image_tower.backbone") for name in model.state_dict())
     assert not model.image_features(torch.zeros(1, 3, 32, 32)).requires_grad
 
 
@@ -178,7 +178,7 @@ def test_pictures_are_put_on_white_in_the_middle() -> None:
 
 
 def test_pixels_are_scaled_as_the_backbone_expects() -> None:
-    values = STAIRProcessor.normalize(np.array([[[[127, 255, 0]]]], np.uint8))
+    values = ImageSettings(1).normalize(np.array([[[[127, 255, 0]]]], np.uint8))
     assert values.flatten().tolist() == [0.0, 1.0, -127 / 128]
 
 
@@ -228,8 +228,10 @@ def test_model_refuses_wrong_shapes(model: STAIRModel) -> None:
     ("arguments", "message"),
     [
         ({"head": "fast"}, "head: expected one of fused, reference, got 'fast'"),
-        ({"image_size": 100}, "image_size: expected a positive multiple of 16, got 100"),
-        ({"image_pool": 0}, "image_pool: expected at least 1, got 0"),
+        ({"vision_config": {"image_size": 100}}, "image_size: expected a positive multiple of 16, got 100"),
+        ({"vision_config": {"pool": 0}}, "pool: expected at least 1, got 0"),
+        ({"tie_vocabulary": "all"}, "tie_vocabulary: expected one of none, text, both, got 'all'"),
+        ({"pool_special_tokens": False}, "special_token_ids: expected the tokenizer's"),
     ],
 )
 def test_config_refuses(arguments: dict, message: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from stair import STAIRModel, STAIRProcessor
 from stair.baseline import DenseCLIP, DenseObjective
-from stair.data import Pairs, TrainingSet
+from stair.data import TrainingSet
+from stair.datasets import Pairs
 from stair.evaluate import unit
 from stair.loop import Loop, TrainConfig
-from stair.losses import StairObjective, calibrate, grounding_loss, own_words, raw_logits
+from stair.losses import Schedule, Stage, StairObjective, calibrate, grounding_loss, own_rows, own_words, raw_logits
 from stair.train import LOG, RECORD, STATE, train, train_pairs
 from tiny_stair import COLORS, WORDS, save_checkpoint, save_pictures
 
@@ -24,7 +25,7 @@ import stair_kernels as sk
 
 ITEMS = ("red", "green", "blue", "fruit", "apple", "dog", "cat", "round")
 FAST = {
-    "grounding": 0.2,
+    "warm": 0.2,
     "start_active": 20.0,
     "batch": 8,
     "text_k": 24,
@@ -73,14 +74,36 @@ def test_raw_logits_are_the_pooled_logits_without_activation(model: STAIRModel) 
     torch.testing.assert_close(raw, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_own_words_keep_only_what_the_text_says(model: STAIRModel, processor: STAIRProcessor) -> None:
+def test_masked_rows_keep_only_what_the_text_says(model: STAIRModel, processor: STAIRProcessor) -> None:
     with torch.no_grad():
         model.text_head.bias.fill_(5.0)  # everything is active
-        tensors = processor(text=["a red apple", "dog"])
-        target = own_words(model.text_head_inputs(**tensors), tensors["input_ids"])
-    for row, text in zip(target, (["[CLS]", "a", "red", "apple", "[SEP]"], ["[CLS]", "dog", "[SEP]"])):
-        assert sorted(row.nonzero().flatten().tolist()) == sorted(WORDS.index(word) for word in text)
+    tensors = processor(text=["a red apple a red", "dog"])  # a word twice is one entry
+    text = model.text_head_inputs(**tensors)
+    rows, target = own_rows(text, tensors["input_ids"]), own_words(text, tensors["input_ids"])
+    whole = sk.vocab_pool(*text)
+    for number, said in enumerate((["[CLS]", "a", "red", "apple", "[SEP]"], ["[CLS]", "dog", "[SEP]"])):
+        own = sorted(WORDS.index(word) for word in said)
+        for row in (rows.to_dense()[number], target[number]):
+            assert row.nonzero().flatten().tolist() == own
+        torch.testing.assert_close(rows.to_dense()[number, own], whole[number, own])
+    assert (rows.values.diff(dim=1) <= 0).all()
+    assert not target.requires_grad
     torch.testing.assert_close(target.sum(1), torch.ones(2))
+    # the gradient is that of the same entries of the whole row
+    inputs = [text.hidden, text.weight, text.bias]
+    got = torch.autograd.grad(rows.to_dense().square().sum(), inputs)
+    kept = whole * (rows.to_dense() > 0)
+    for a, b in zip(got, torch.autograd.grad(kept.square().sum(), inputs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_masked_rows_without_an_active_word_are_empty(model: STAIRModel, processor: STAIRProcessor) -> None:
+    with torch.no_grad():
+        model.text_head.bias.fill_(-1e4)
+        tensors = processor(text=["a red apple", "dog"])
+        rows = own_rows(model.text_head_inputs(**tensors), tensors["input_ids"])
+    assert rows.nnz().tolist() == [0, 0]
+    assert (rows.indices == -1).all()
 
 
 def test_grounding_raises_the_named_words(model: STAIRModel) -> None:
@@ -106,16 +129,49 @@ def test_calibration_leaves_the_wanted_number_of_terms(model: STAIRModel, active
     assert abs(float(rows.nnz().float().mean()) - active) <= 0.2
 
 
-def test_the_first_stage_leaves_the_text_tower_alone(model: STAIRModel, processor: STAIRProcessor) -> None:
+TEXT, IMAGE = ("text_tower", "text_head"), ("image_tower", "image_head")
+
+
+@pytest.mark.parametrize(
+    ("stage", "moves"),
+    [
+        (Stage.WARM, IMAGE),
+        (Stage.MASKED, (*TEXT, *IMAGE, "log_scale")),
+        (Stage.EXPAND, (*TEXT, "log_scale")),
+        (Stage.JOINT, (*TEXT, *IMAGE, "log_scale")),
+    ],
+)
+def test_a_stage_moves_its_own_towers(
+    model: STAIRModel, processor: STAIRProcessor, stage: Stage, moves: tuple[str, ...]
+) -> None:
+    shares = {share: 1.0 if stage.name == share.upper() else 0.0 for share in ("warm", "masked", "expand")}
+    objective = StairObjective(model, Schedule("three", **shares), calibrated=True)
+    loop = Loop(TrainConfig(steps=10, **FAST), objective, words(), processor)
+    loop.advance()  # the optimizer now has moments, with which a zero gradient would move a weight
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loop = Loop(
-        TrainConfig(steps=10, **{**FAST, "grounding": 1.0}), StairObjective(model, grounding=1.0), words(), processor
-    )
     loop.advance()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed
-    assert all(name.startswith(("image_tower", "image_head")) for name in changed)
-    assert loop.log[0]["stage"] == 1
+    assert {name.split(".")[0] for name in changed} == set(moves)
+    assert [line["stage"] for line in loop.log] == [stage, stage]
+
+
+def test_no_moment_of_an_earlier_stage_moves_the_frozen_images(model: STAIRModel, processor: STAIRProcessor) -> None:
+    config = TrainConfig(steps=10, **{**FAST, "stages": "three", "warm": 0.2, "masked": 0.2, "expand": 0.2})
+    loop = Loop(config, StairObjective(model, config.schedule()), words(), processor)
+    images: list[dict[str, torch.Tensor]] = []
+    for _ in range(7):
+        loop.advance()
+        images.append({name: value.clone() for name, value in model.state_dict().items() if name.startswith(IMAGE)})
+    assert [line["stage"] for line in loop.log] == [0, 0, 1, 1, 2, 2, 3]
+    moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(images, images[1:])]
+    assert moved == [True, True, True, False, False, True]
+
+
+def test_a_schedule_names_the_stage_of_every_share() -> None:
+    three, single = Schedule("three", 0.1, 0.2, 0.3), Schedule("single", 0.1, 0.2, 0.3)
+    shares = (0.0, 0.09, 0.1, 0.29, 0.3, 0.59, 0.6, 1.0)
+    assert [three.at(share).value for share in shares] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [single.at(share).value for share in shares] == [0, 0, 3, 3, 3, 3, 3, 3]
 
 
 def test_training_learns_and_leaves_a_checkpoint(place: Path, model: STAIRModel, processor: STAIRProcessor) -> None:
@@ -131,7 +187,7 @@ def test_training_learns_and_leaves_a_checkpoint(place: Path, model: STAIRModel,
     assert {total for stage, _, total in seen if stage == "train"} == {60}
     assert [done for stage, done, _ in seen if stage == "eager"] == [1, 2, 3]
     stages = [line["stage"] for line in result.log]
-    assert stages == [1] * 12 + [2] * 48
+    assert stages == [Stage.WARM] * 12 + [Stage.JOINT] * 48
     assert result.log[-1]["accuracy"] == 1.0
     assert result.log[-1]["contrastive"] < 0.5 * result.log[12]["contrastive"]
     assert result.steps == 60
@@ -165,15 +221,15 @@ def test_the_same_seed_trains_the_same_weights(place: Path) -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@pytest.mark.parametrize("stop_at", [1, 5])  # in the first stage and in the second
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 10])  # in each of the stages
 def test_a_stopped_training_resumes_to_the_same_weights(place: Path, stop_at: int) -> None:
-    config = TrainConfig(steps=12, **{**FAST, "grounding": 0.25})
+    config = TrainConfig(steps=12, **{**FAST, "stages": "three", "warm": 0.25, "masked": 0.25, "expand": 0.25})
 
     def start() -> dict[str, Any]:
         model = STAIRModel.from_pretrained(place / "start")
         return {"model": model, "processor": STAIRProcessor.from_pretrained(place / "start")}
 
-    train(config, words(), place / "whole", **start())
+    whole = train(config, words(), place / "whole", **start())
 
     def ctrl_c(stage: str, done: int, total: int, info: dict[str, Any]) -> None:
         if done == stop_at:
@@ -187,6 +243,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(place: Path, stop_at: in
     result = train(config, words(), place / "parts", resume=True, **start())
     assert result.resumed_from == stop_at
     assert [line["step"] for line in result.log] == list(range(1, 13))
+    assert [line["stage"] for line in result.log] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [line["loss"] for line in result.log] == [line["loss"] for line in whole.log]
     assert not (place / "parts" / STATE).exists()
     one, other = weights(place / "whole"), weights(place / "parts")
     for name in one:
@@ -240,7 +298,7 @@ def test_the_clock_ends_training(
     config = TrainConfig(steps=1000, minutes=0.25, **FAST)
     result = train(config, words(), place / "out", model=model, processor=processor)
     assert result.steps == 15
-    assert [line["stage"] for line in result.log] == [1] * 3 + [2] * 12
+    assert [line["stage"] for line in result.log] == [Stage.WARM] * 3 + [Stage.JOINT] * 12
 
 
 def test_a_loss_that_is_no_number_stops_training(model: STAIRModel, processor: STAIRProcessor) -> None:
@@ -282,7 +340,7 @@ def test_pairs_of_the_user_train_from_a_checkpoint(place: Path) -> None:
 
 
 def test_reference_head_trains_too(place: Path, model: STAIRModel, processor: STAIRProcessor) -> None:
-    config = TrainConfig(steps=4, head="reference", **FAST)
+    config = TrainConfig(steps=4, head="reference", **{**FAST, "stages": "three", "masked": 0.3, "expand": 0.3})
     result = train(config, words(), place / "out", model=model, processor=processor)
     assert result.steps == 4
     assert STAIRModel.from_pretrained(place / "out").config.head == "reference"
@@ -295,7 +353,16 @@ def test_reference_head_trains_too(place: Path, model: STAIRModel, processor: ST
         ({"batch": 1}, "batch: expected at least 2, got 1"),
         ({"minutes": 0}, "minutes: expected more than 0, got 0"),
         ({"precision": "half"}, "precision: expected one of auto, float32, bfloat16, got 'half'"),
+        ({"text_encoder": "bert"}, "text_encoder, image_encoder: expected both or neither, got 'bert' and None"),
+        ({"tie_vocabulary": "all"}, "tie_vocabulary: expected one of none, text, both, got 'all'"),
+        ({"freeze_image": True}, "freeze_image, tie_vocabulary: expected text_encoder and image_encoder with them"),
         ({"head": "fast"}, "head: expected one of fused, reference, got 'fast'"),
+        ({"stages": "four"}, "stages: expected one of single, three, got 'four'"),
+        ({"expand": 1.5}, "expand: expected a share between 0 and 1, got 1.5"),
+        (
+            {"stages": "three", "masked": 0.6, "expand": 0.5},
+            "warm, masked, expand: expected shares of 1 at most together, got 1.25",
+        ),
     ],
 )
 def test_recipes_are_checked(arguments: dict[str, Any], message: str) -> None:
@@ -306,5 +373,5 @@ def test_recipes_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_one_item_is_not_enough(model: STAIRModel, processor: STAIRProcessor) -> None:
     data = words()
     data.items = data.items[:1]
-    with pytest.raises(ValueError, match="expected at least two items to train on, got 1"):
+    with pytest.raises(ValueError, match="expected at least two items to train on for each process, got 1"):
         Loop(TrainConfig(steps=2, **FAST), StairObjective(model), data, processor)

@@ -14,6 +14,15 @@ WORDS = [*SPECIAL, "a", "the", "red", "green", "blue", "fruit", "apple", "dog", 
 COLORS = {"red": (200, 0, 0), "green": (0, 170, 0), "blue": (0, 0, 220), "grey": (120, 120, 120)}
 
 
+VISION = {  # of the light tower
+    "image_size": 32,
+    "pool": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
 def tokenizer() -> Tokenizer:
     """Whole words; the rest of the 80 entries are w0, w1, ..."""
     words = WORDS + [f"w{number}" for number in range(80 - len(WORDS))]
@@ -38,11 +47,7 @@ def save_checkpoint(folder: Path, seed: int = 0) -> Path:
     }
     config = STAIRConfig(
         text_config=text,
-        image_size=32,
-        image_pool=1,
-        image_layers=1,
-        image_heads=2,
-        image_mlp=16,
+        vision_config=VISION,
         text_k=16,
         image_k=24,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stair.losses import Stage
 from stair.model import STAIRModel
 
 
@@ -24,8 +25,8 @@ class DenseCLIP(nn.Module):
         super().__init__()
         self.text_tower = copy.deepcopy(start.text_tower)
         self.image_tower = copy.deepcopy(start.image_tower)
-        D = start.config.bert().hidden_size
-        self.text_projection, self.image_projection = nn.Linear(D, width), nn.Linear(D, width)
+        self.text_projection = nn.Linear(start.text_head.dense.in_features, width)
+        self.image_projection = nn.Linear(start.image_head.dense.in_features, width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
@@ -74,4 +75,5 @@ class DenseObjective:
         target = torch.arange(len(logit))
         loss = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
         accuracy = (logit.argmax(1) == target).float().mean()
-        return loss, {"stage": 2, "loss": loss.item(), "accuracy": accuracy.item(), "scale": model.logit_scale.item()}
+        logged = {"loss": loss.item(), "accuracy": accuracy.item(), "scale": model.logit_scale.item()}
+        return loss, {"stage": Stage.JOINT.value, **logged}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 try:
     import typer
 
-    from stair import cli_index, show
+    from stair import cli_index, cli_train, show
     from stair.console import Commands, StoppedError, err, out, stages
     from stair.options import (
         DEMO,
@@ -21,7 +21,6 @@ try:
         encoded,
         load_model,
         print_json,
-        require_checkpoint,
         words,
     )
 except ModuleNotFoundError as error:
@@ -29,7 +28,6 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -90,7 +88,8 @@ def demo(
 def encode(
     inputs: InputsArgument = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write NAME.jsonl or NAME.npz instead of JSON lines on stdout.")
+        Path | None,
+        typer.Option("--out", help="Write NAME.jsonl, .npz, .csr or .ciff instead of JSON lines on stdout."),
     ] = None,
     model: ModelOption = None,
     k: KeepOption = None,
@@ -100,21 +99,73 @@ def encode(
 
     Example: `stair encode "a red fruit" photos/ --out rows.npz`
     """
-    from stair.encode import read_inputs, records, write_jsonl, write_rows
+    from stair.encode import documents, read_inputs
     from stair.files import require_writable
+    from stair.formats import format_of, jsonl, write
 
     found = read_inputs(words(inputs))
-    if out_file is not None and out_file.suffix not in (".npz", ".jsonl"):
-        raise ValueError(f"--out {out_file}: expected a name ending in .npz or .jsonl")
     if out_file is not None:
+        format_of(out_file)
         require_writable(out_file.parent)
     _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
-    vocabulary = processor.vocabulary()
+    made = documents(rows, found, processor.vocabulary())
     if out_file is None:
-        write_jsonl(sys.stdout, records(rows, found, vocabulary))
+        sys.stdout.writelines(jsonl.lines(made))
         return
-    write_rows(out_file, rows, found, vocabulary)
+    write(out_file, made)
     err.print(f"{len(rows)} rows in {out_file}", markup=False)
+
+
+@app.command()
+def export(
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="An index directory.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The file to write; more may lie beside it.")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="csr (big-ann), npz, jsonl, ciff, opensearch, elasticsearch, vespa, qdrant, milvus or pgvector.  "
+            "[default: by the ending of --out]",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[str, typer.Option(help="What terms are called: token or id.")] = "token",
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Integer weights round(weight * scale), of jsonl, ciff and vespa.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Whose tokens.  [default: the one that built the index]", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an index's rows as a file that another search engine reads.
+
+    Example: `stair export out/photos --format opensearch --out photos.ndjson`
+
+    For Lucene through Anserini: `stair export out/photos --out photos.jsonl --scale 100`
+    """
+    from stair.files import require_writable
+    from stair.formats import format_of
+    from stair.interchange import export as write_export
+
+    format_of(out_file, format_)
+    require_writable(out_file.parent)
+    with stages() as progress:
+        meta = write_export(
+            index_dir,
+            out_file,
+            format=format_,
+            keys=keys,
+            scale=scale,
+            model_dir=model,
+            progress=lambda done, total: progress("export", done, total, {}),
+        )
+    if as_json:
+        print_json({"file": str(out_file), **meta})
+    else:
+        err.print(f"{meta['documents']} documents in {out_file} ({meta['format']})", markup=False)
 
 
 @app.command()
@@ -164,107 +215,41 @@ def explain(
     model: ModelOption = None,
     k: KeepOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Terms shown in each table.")] = 12,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Also write a page (index.html) and a picture of it into this folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the terms of a text and of a picture, what they share, and where in the picture it was seen.
 
-    Example: `stair explain --text "a red fruit" --image apple.png`
+    Example: `stair explain --text "a red fruit" --image apple.png --out out/why`, then open out/why/index.html
     """
-    from stair.data import read_picture
+    from stair.datasets import read_picture
     from stair.explain import explain as explained
+    from stair.explain_page import fitted, write_explanation
+    from stair.files import require_writable
 
     if text is None and image is None:
         raise ValueError("--text, --image: expected at least one of the two")
     if text is not None and not text.strip():
         raise ValueError("--text: expected words, got an empty text")
     picture = None if image is None else read_picture(image)
+    if out_dir is not None:
+        require_writable(out_dir)
     model_, processor = load_model(model or DEMO / "model")
     result = explained(model_, processor, text=text, image=picture, image_name=str(image), k=k)
+    if out_dir is not None:
+        shown = None if picture is None else fitted(processor.images, picture)
+        page, plot = write_explanation(result, shown, out_dir, top)
+        err.print(f"page in {page}, picture in {plot}", markup=False)
     if as_json:
         print_json(result.as_dict())
     else:
         show.explanation(result, top)
 
 
-@app.command()
-def train(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
-    ],
-    out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")] = Path("out/model"),
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file with the recipe: steps, batch, learning_rate, ...")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random draw.")] = None,
-    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the pictures kept for evaluation.")] = 0.1,
-    start: Annotated[
-        Path | None,
-        typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stopped.")] = False,
-) -> None:
-    """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
-
-    In a folder a picture's caption is the text of the .txt file beside it, else its name. Ctrl-C keeps a checkpoint.
-
-    Example: `stair train photos.csv --out out/mine --minutes 10`
-    """
-    from stair.recipe import read_recipe
-
-    flags = {"steps": steps, "minutes": minutes, "batch": batch, "learning_rate": learning_rate, "precision": precision}
-    config = read_recipe(config_file, {**flags, "seed": seed})
-    if start is not None:
-        require_checkpoint(start)
-    from stair.checkpoint import load
-    from stair.data import load_pairs
-    from stair.evaluate import evaluate_pairs
-    from stair.train import train_pairs
-
-    pairs = load_pairs(data)
-    training, held = pairs.split(held_out, config.seed) if held_out > 0 else (pairs, None)
-    with stages() as progress:
-        try:
-            result = train_pairs(config, training, out_dir, init=start, resume=resume, progress=progress)
-        except KeyboardInterrupt as stop:
-            raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
-        evaluation = None
-        if held is not None:
-            model, processor = load(out_dir)
-            evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
-    err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
-    if evaluation is not None:
-        show.recall({"STAIR": evaluation})
-
-
-@app.command("eval")
-def evaluate(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A CSV file with the columns path,caption, or a folder of pictures.")
-    ],
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure recall at 1, 5 and 10 both ways, and how many terms are active.
-
-    Example: `stair eval test.csv --model out/mine`
-    """
-    folder = require_checkpoint(model or DEMO / "model")
-    from stair.data import load_pairs
-    from stair.evaluate import evaluate_pairs
-
-    pairs = load_pairs(data)
-    loaded, processor = load_model(folder)
-    with stages() as progress:
-        evaluation = evaluate_pairs(loaded, processor, pairs, name=str(data), progress=progress)
-    if as_json:
-        print_json(evaluation.as_dict())
-    else:
-        show.recall({"STAIR": evaluation})
+app.command()(cli_train.train)
+app.command("eval")(cli_train.evaluate)
 
 
 @app.command()

@@ -164,6 +164,13 @@ def quiet_libraries(debug: bool) -> None:
             logging.disable_progress_bar()
 
 
+NOTES = {  # what a progress bar tells of a training step
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "text_active": "terms a text",
+    "image_active": "terms a picture",
+    "samples_per_s": "samples/s",
+}
 STAGES = {
     "pictures": "drawing pictures",
     "features": "image features",
@@ -173,27 +180,33 @@ STAGES = {
     "evaluate": "evaluating",
     "encode": "encoding",
     "index": "indexing",
+    "export": "writing",
 }
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int, dict[str, Any]], None]]:
+def stages(shown: bool = True) -> Iterator[Callable[[str, int, int, dict[str, Any]], None]]:
     """A progress callback (stage, done, total, numbers) that draws one bar a stage on stderr.
 
     The bars are gone when the work ends, and stdout stays clean for what the command prints. Nothing is drawn when
-    stderr is no terminal.
+    stderr is no terminal or not `shown`.
     """
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     note = TextColumn("[dim]{task.fields[note]}")
     tasks: dict[str, TaskID] = {}
     with Progress(
-        TextColumn("{task.description}"), *columns, note, console=err, transient=True, disable=not err.is_terminal
+        TextColumn("{task.description}"),
+        *columns,
+        note,
+        console=err,
+        transient=True,
+        disable=not (shown and err.is_terminal),
     ) as bars:
 
         def progress(stage: str, done: int, total: int, numbers: dict[str, Any]) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(STAGES.get(stage, stage), note="")
-            note = ", ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "accuracy") if name in numbers)
+            note = ", ".join(f"{label} {numbers[name]:.3g}" for name, label in NOTES.items() if name in numbers)
             bars.update(tasks[stage], completed=done, total=total, note=note)
 
         yield progress

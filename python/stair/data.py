@@ -1,21 +1,14 @@
-"""What training and evaluation read: pictures with their texts, from the user's files or from the demo's emoji."""
+"""What training and evaluation read: pictures' features with texts, and those of the demo's emoji."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stair.emoji import TRAIN_STYLES, Concept
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from stair.features import PixelValues
 
 
 @dataclass
@@ -23,25 +16,28 @@ class TrainingSet:
     """N items, each with features of its pictures and a way to draw a text.
 
     Args:
-        features: one array [items, copies, L, 432] a drawing style (one for photographs).
+        features: one array [items, copies, L, 432] a drawing style (one for photographs), or pixel values in its place.
         items: [N] int, the rows of the arrays that may be trained on.
         text: gives a text of an item (a row number of the arrays) from a random generator.
     """
 
-    features: list[np.ndarray]
+    features: Sequence[np.ndarray | PixelValues]
     items: np.ndarray
     text: Callable[[int, np.random.Generator], str]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def pictures(self, items: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-        """One picture's features an item, of a random style and copy: float32 [B, L, 432]."""
+    def pictures(self, items: Sequence[int], generator: np.random.Generator, part: slice = slice(None)) -> np.ndarray:
+        """One picture's features an item, of a random style and copy: float32 [B, L, 432].
+
+        With `part` the draws are those of all items, and the features those of its items alone.
+        """
         drawn = []
         for item in items:
-            array = self.features[generator.integers(len(self.features))]
-            drawn.append(array[item, generator.integers(array.shape[1])])
-        return np.stack(drawn).astype(np.float32)
+            array = self.features[int(generator.integers(len(self.features)))]
+            drawn.append((array, item, int(generator.integers(array.shape[1]))))
+        return np.stack([array[item, copy] for array, item, copy in drawn[part]]).astype(np.float32)
 
 
 @dataclass
@@ -52,96 +48,6 @@ class EvaluationSet:
     features: np.ndarray  # [N, L, 432]
     texts: list[str]  # [T]
     target: np.ndarray  # [T] int
-
-
-@dataclass
-class Pairs:
-    """The user's pictures, each with one or more captions."""
-
-    paths: list[Path]
-    texts: list[list[str]]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Pairs, Pairs]:
-        """(training, held-out) pictures, drawn by `seed`; at least one of each when there are two."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        count = min(max(round(len(self) * held_out), 1), len(self) - 1)
-        parts = [sorted(part.tolist()) for part in (order[count:], order[:count])]
-        training, held = (Pairs([self.paths[i] for i in p], [self.texts[i] for i in p]) for p in parts)
-        return training, held
-
-
-def read_picture(path: Path | str) -> Image:
-    """A decoded picture; ValueError naming the file when it is missing or is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.convert("RGBA")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such picture") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: expected a picture, got a folder") from None
-    except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable picture ({error})") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f"{path}: not a readable picture ({error})") from None
-
-
-def load_pairs(source: Path | str) -> Pairs:
-    """Reads a CSV file with the columns path and caption, or a folder of pictures.
-
-    CSV: paths are relative to the file; a picture in several lines has several captions. Folder: the caption of
-    `red apple.png` is the text of `red apple.txt` beside it (one caption a line), else the file's name.
-
-    Raises:
-        ValueError: naming the file and line when a column, a caption or a picture is missing, or nothing is there.
-    """
-    source = Path(source)
-    if not source.exists():
-        raise ValueError(
-            f"{source}: no such file or folder; expected a CSV file (path,caption) or a folder of pictures"
-        )
-    pairs = _from_folder(source) if source.is_dir() else _from_csv(source)
-    if len(pairs) < 2:
-        raise ValueError(f"{source}: expected at least two pictures with captions, got {len(pairs)}")
-    return pairs
-
-
-def _from_folder(folder: Path) -> Pairs:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    texts = []
-    for path in paths:
-        beside = path.with_suffix(".txt")
-        lines = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else []
-        captions = [line.strip() for line in lines if line.strip()]
-        texts.append(captions or [" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem])
-    return Pairs(paths, texts)
-
-
-def _from_csv(file: Path) -> Pairs:
-    captions: dict[Path, list[str]] = {}
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = {"path", "caption"} - set(reader.fieldnames or [])
-        if missing:
-            raise ValueError(f"{file}: expected the columns path,caption in its first line, got {reader.fieldnames}")
-        for row in reader:
-            name, caption = (row["path"] or "").strip(), (row["caption"] or "").strip()
-            if not name or not caption:
-                raise ValueError(
-                    f"{file}, line {reader.line_num}: expected a path and a caption, got {name!r}, {caption!r}"
-                )
-            path = file.parent / name
-            if not path.is_file():
-                raise ValueError(f"{file}, line {reader.line_num}: no such picture: {path}")
-            captions.setdefault(path, []).append(caption)
-    return Pairs(list(captions), list(captions.values()))
 
 
 @dataclass

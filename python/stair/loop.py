@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stair.data import TrainingSet
-from stair.head import HEADS
+from stair.head import HEADS, TIES
+from stair.losses import Schedule, Stage
+from stair.parallel import Ranks
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 PRECISIONS = ("auto", "float32", "bfloat16")
 RELEASE_EVERY = 10  # steps
+ALONE = Ranks()
 
 
 @dataclass
@@ -37,24 +40,36 @@ class TrainConfig:
     Args:
         steps: optimizer steps at most.
         minutes: of training at most; the schedule ends with whichever of the two is used up first.
-        batch: B; never more than there are items.
-        grounding: share of training for stage 1 (see StairObjective).
-        start_active: terms an image has on average when stage 2 begins.
+        batch: B of a process; never more than there are items for all of them.
+        accumulate: batches whose gradients are averaged for one step. Negatives and FLOPS means stay within a batch: it
+            is not the gradient of one batch of accumulate * B (more processes are).
+        stages: "single" or "three", the paper's three (see stair.losses.Schedule).
+        warm, masked, expand: shares of training for the warm start and, of "three", for stages 1 and 2.
+        start_active: terms an image has on average when the contrastive stages begin.
+        learning_rate, text_learning_rate: of the image tower and of the text tower.
+        matrix_rate: times learning_rate, that of the images' vocabulary matrix.
         text_flops, image_flops: weights of the two penalties; higher is sparser.
         text_k, image_k: entries kept in a row once trained.
         precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
         head: "fused", or "reference" for eager PyTorch.
         eager_steps: steps that are also measured with the eager head afterwards, on a copy of the model; 0 = none.
         checkpoint_minutes: time between checkpoints that a stopped training resumes from.
+        text_encoder, image_encoder: encoders of transformers to start from, by folder or name; both or neither.
+        freeze_image, tie_vocabulary: of the model made of them (see STAIRConfig).
     """
 
     steps: int = 600
     minutes: float | None = None
     batch: int = 128
-    grounding: float = 0.15
+    accumulate: int = 1
+    stages: str = "single"
+    warm: float = 0.15
+    masked: float = 0.2
+    expand: float = 0.1
     start_active: float = 100.0
     learning_rate: float = 2e-3
     text_learning_rate: float = 3e-4
+    matrix_rate: float = 0.4
     text_flops: float = 1e-3
     image_flops: float = 1e-3
     text_k: int = 64
@@ -65,16 +80,38 @@ class TrainConfig:
     head: str = "fused"
     eager_steps: int = 0
     checkpoint_minutes: float = 2.0
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+    freeze_image: bool = False
+    tie_vocabulary: str = "none"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 2), ("text_k", 1), ("image_k", 1), ("eager_steps", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 2),
+            ("accumulate", 1),
+            ("text_k", 1),
+            ("image_k", 1),
+            ("eager_steps", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: expected more than 0, got {self.minutes}")
-        for name, known in (("precision", PRECISIONS), ("head", HEADS)):
+        if (self.text_encoder is None) != (self.image_encoder is None):
+            got = f"{self.text_encoder!r} and {self.image_encoder!r}"
+            raise ValueError(f"text_encoder, image_encoder: expected both or neither, got {got}")
+        known_values = (("precision", PRECISIONS), ("head", HEADS), ("tie_vocabulary", TIES))
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.text_encoder is None and (self.freeze_image or self.tie_vocabulary != "none"):
+            raise ValueError("freeze_image, tie_vocabulary: expected text_encoder and image_encoder with them")
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """The stages and their shares; raises ValueError when they are no recipe."""
+        return Schedule(self.stages, self.warm, self.masked, self.expand)
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
@@ -91,7 +128,7 @@ class TrainResult:
     model_dir: str | None
     steps: int
     seconds: float  # of training, without eager measurements
-    step_ms: float  # median of one stage-2 step
+    step_ms: float  # median of one step of the joint stage
     peak_rss_mb: float  # of the process, when training ended
     log: list[dict[str, float]] = field(default_factory=list)
     eager_step_ms: float | None = None
@@ -137,11 +174,20 @@ def release_free_memory() -> None:
 class Loop:
     """State of one run: the optimizer, the random draws, the step and the clock; all of it is kept in a checkpoint."""
 
-    def __init__(self, config: TrainConfig, objective: Objective, data: TrainingSet, processor: STAIRProcessor) -> None:
-        if len(data) < 2:
-            raise ValueError(f"data: expected at least two items to train on, got {len(data)}")
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: Objective,
+        data: TrainingSet,
+        processor: STAIRProcessor,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if len(data) < 2 * ranks.size:
+            shared = f" for {ranks.size} processes" if ranks.size > 1 else ""
+            raise ValueError(f"data: expected at least two items to train on, got {len(data)}{shared}")
         self.config, self.objective, self.data, self.processor = config, objective, data, processor
-        self.batch = min(config.batch, len(data))
+        self.ranks = ranks
+        self.batch = min(config.batch, len(data) // ranks.size) * ranks.size  # of all processes
         self.optimizer = torch.optim.AdamW(objective.groups(), betas=(0.9, 0.98), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = np.random.default_rng(config.seed)
@@ -156,12 +202,17 @@ class Loop:
         return min(1.0, max(self.step / self.config.steps, by_clock))
 
     def draw(self) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch of different items: tokens of a text each, features of a picture each."""
+        """This process's part of a batch of different items: tokens of a text each, features of a picture each.
+
+        Every process makes the draws of the whole batch, and texts are as long as its longest.
+        """
         if len(self.order) < self.batch:
             self.order = self.generator.permutation(self.data.items).tolist()
         items, self.order = self.order[: self.batch], self.order[self.batch :]
         texts = [self.data.text(item, self.generator) for item in items]
-        return self.processor.encode(texts), torch.from_numpy(self.data.pictures(items, self.generator))
+        part = self.ranks.part(self.batch)
+        tokens = {name: tensor[part] for name, tensor in self.processor.encode(texts).items()}
+        return tokens, torch.from_numpy(self.data.pictures(items, self.generator, part))
 
     def advance(self) -> dict[str, float]:
         """One optimizer step; gives its log line."""
@@ -169,21 +220,29 @@ class Loop:
         rate = min(1.0, (self.step + 1) / self.config.warmup) * (0.5 * (1 + math.cos(math.pi * fraction)) + 0.01)
         for group, base in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = base * rate
-        texts, features = self.draw()
-        with self.config.forward_context():
-            loss, logged = self.objective.loss(texts, features, fraction)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = []
+        for _ in range(self.config.accumulate):
+            texts, features = self.draw()
+            with self.config.forward_context():
+                loss, logged = self.objective.loss(texts, features, fraction)
+            (loss / self.config.accumulate).backward()
+            parts.append(logged)
+        self.ranks.average_gradients(self.objective.module.parameters())
         nn.utils.clip_grad_norm_(self.objective.module.parameters(), self.objective.clip)
         self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - start
+        numbers = {name: statistics.fmean(part[name] for part in parts) for name in parts[0] if name != "stage"}
+        numbers = self.ranks.mean({**numbers, "seconds": time.perf_counter() - start})
+        seconds = numbers.pop("seconds")  # the same for all processes, so that they agree on the fraction
+        logged = {"stage": parts[0]["stage"], **numbers}
         self.elapsed += seconds
         if not math.isfinite(logged["loss"]):
             raise FloatingPointError(
                 f"training: the loss became {logged['loss']} at step {self.step}; lower learning_rate"
             )
         line = {"step": self.step, "seconds": round(self.elapsed, 3), "step_ms": round(1000 * seconds, 1), **logged}
+        line["samples_per_s"] = round(self.batch * self.config.accumulate / max(seconds, 1e-9), 1)
         self.log.append(line)
         return line
 
@@ -192,7 +251,7 @@ class Loop:
         return {
             "optimizer": self.optimizer.state_dict(),
             "generator": json.dumps(self.generator.bit_generator.state),
-            "torch_generator": torch.get_rng_state(),
+            "torch_generators": self.ranks.gather(torch.get_rng_state()),
             "order": self.order,
             "step": self.step,
             "elapsed": self.elapsed,
@@ -203,7 +262,12 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.bit_generator.state = json.loads(state["generator"])
-        torch.set_rng_state(state["torch_generator"])
+        generators = state["torch_generators"]
+        if len(generators) != self.ranks.size:
+            raise ValueError(
+                f"resume: the interrupted training had {len(generators)} processes, this one {self.ranks.size}"
+            )
+        torch.set_rng_state(generators[self.ranks.rank])
         self.order, self.step, self.elapsed = state["order"], state["step"], state["elapsed"]
         self.objective.calibrated, self.log = state["calibrated"], state["log"]
 
@@ -219,9 +283,11 @@ class Loop:
                         progress(stage, *self._done(), line)
                     if self.step % RELEASE_EVERY == 0:
                         release_free_memory()
-                    if stopped.is_set():
+                    late = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+                    stop, due = self.ranks.sum([stopped.is_set(), self.ranks.first and late])
+                    if stop:
                         raise KeyboardInterrupt
-                    if save is not None and time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    if save is not None and due:
                         save()
                         saved = time.monotonic()
         except KeyboardInterrupt:
@@ -239,8 +305,8 @@ class Loop:
         return self.step, max(self.step, total)
 
     def step_ms(self) -> float:
-        """Median of the stage-2 steps; the first is left out, it allocates."""
-        times = [line["step_ms"] for line in self.log if line["stage"] == 2]
+        """Median of the joint stage's steps; the first is left out, it allocates."""
+        times = [line["step_ms"] for line in self.log if line["stage"] == Stage.JOINT]
         return statistics.median(times[1:] or times or [line["step_ms"] for line in self.log])
 
 

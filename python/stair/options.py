@@ -22,6 +22,26 @@ KeepOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A CSV file (path,caption), a folder of pictures, dataset_coco.json or dataset_flickr30k.json (Karpathy),"
+        " results_20130124.token (Flickr30k), or WebDataset tars ('shards/{000..003}.tar', quoted).",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="csv, folder, classes, karpathy, token or webdataset.  [default: by DATA]", show_default=False
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", help="Where the pictures of COCO or Flickr30k are.  [default: beside DATA]", show_default=False
+    ),
+]
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(

@@ -137,8 +137,8 @@ def _picture(collection: Collection, item: dict[str, Any]) -> str:
     """An item's picture as a data: address, small and on white."""
     from PIL import Image
 
-    from stair.data import read_picture
-    from stair.processing import fit_square
+    from stair.datasets import read_picture
+    from stair.pictures import fit_square
 
     path = collection.picture(item)
     if path is None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from stair.losses import Stage
+
 INK = "#010203"  # becomes currentColor
 SERIES = {"#a00001": "c1", "#a00002": "c2", "#a00003": "c3"}  # become the page's classes of that name
 ROSE, BLUE, SAND = SERIES
@@ -32,7 +34,7 @@ def training_curves(
     lower.set_title("active terms", loc="left", color=INK, fontsize=11)
     lower.set_xlabel("step")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    joint = next((point["step"] for point in curve if point.get("stage") == 2), None)
+    joint = next((point["step"] for point in curve if point.get("stage") == Stage.JOINT), None)
     for axes in (upper, lower):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -11,12 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from stair.emoji import lite0_file, splade_folder
+from stair.encoders import NEVER
 from stair.head import TokenHead
 from stair.model import STAIRConfig, STAIRModel
 from stair.processing import STAIRProcessor
 from stair.vision import EfficientNetLite0
-
-NEVER = -1e4  # the bias of an entry that means nothing to a reader: no logit lifts it above zero
 
 
 def initial_model(**config: Any) -> tuple[STAIRModel, STAIRProcessor]:

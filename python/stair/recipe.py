@@ -54,7 +54,7 @@ def _typed(value: Any, hint: Any, what: str) -> Any:
     allowed = typing.get_args(hint) or (hint,)
     if float in allowed and (type(value) is int or (isinstance(value, str) and NUMBER.fullmatch(value))):
         return float(value)
-    if isinstance(value, bool) or not isinstance(value, allowed):
+    if not (bool in allowed if isinstance(value, bool) else isinstance(value, allowed)):
         names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
         raise ValueError(f"{what}: expected {names}, got {value!r}")
     return value

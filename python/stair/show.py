@@ -15,6 +15,7 @@ from stair.console import duration, megabytes, out
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from stair.classify import Classification
     from stair.demo import DemoResult
     from stair.evaluate import Evaluation
     from stair.explain import Explanation, Term
@@ -137,6 +138,15 @@ def recall(evaluations: dict[str, Evaluation]) -> None:
         if evaluation.image_active:
             counts = f"{evaluation.text_active:.1f} active terms a text, {evaluation.image_active:.1f} a picture"
             out.print(f"{name}: {counts}")
+
+
+def classification(found: Sequence[Classification]) -> None:
+    """The share of pictures whose class is the first, and among the first five, in per cent."""
+    made = table("method", "pictures", "classes", "first", "first 5", "terms a picture", right=("pictures", "classes"))
+    for one in found:
+        counts = f"{one.count:,}", f"{one.classes:,}"
+        made.add_row(one.method, *counts, f"{one.top1:.1f}", f"{one.top5:.1f}", f"{one.image_active:.1f}")
+    out.print(made)
 
 
 def demo(result: DemoResult, page: Path, commands: Sequence[str]) -> None:

@@ -1,0 +1,98 @@
+"""bench/claim.py: every variant trains and is measured, and the report adds up what they found."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import claim
+import claim_report
+import numpy as np
+import pytest
+import torch
+from stair import STAIRModel, STAIRProcessor
+from stair.data import EmojiSplit
+from stair.demo import Material
+from stair.emoji import Concept
+from tiny_stair import save_checkpoint
+
+import stair_kernels as sk
+
+NAMES = ("red", "green", "blue", "fruit", "apple", "dog", "cat", "round", "sky", "night")
+RECIPE = {"steps": 6, "batch": 4, "warmup": 1, "precision": "float32"}
+SHARES = {"stages": "three", "warm": 0.2, "masked": 0.3, "expand": 0.2, "start_active": 20.0}
+
+
+def start(folder: Path) -> tuple[STAIRModel, STAIRProcessor]:
+    return STAIRModel.from_pretrained(folder), STAIRProcessor.from_pretrained(folder)
+
+
+def ten_concepts() -> Material:
+    concepts = [
+        Concept(str(n), "", name, tuple(f"w{n + 10 * more}" for more in range(5))) for n, name in enumerate(NAMES)
+    ]
+    styles = ["openmoji", "twemoji", "noto-mono"]
+    generator = np.random.default_rng(0)
+    pictures = {style: np.ones((10, 1, 1, 3), np.uint8) for style in styles}
+    features = {style: generator.normal(size=(10, 1, 4, 432)).astype(np.float16) for style in styles}
+    return Material(concepts, EmojiSplit.draw(concepts), styles, pictures, features)
+
+
+def test_all_variants_are_trained_measured_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "start")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for variant, more in (("clip", {"width": 8}), ("single", {}), ("three", SHARES)):
+        for seed in (0, 1):
+            recipe = {**RECIPE, **more, "seed": seed}
+            result = claim.run_one(variant, ten_concepts(), recipe, lambda: start(tmp_path / "start"))
+            (tmp_path / f"{variant}-{seed}.json").write_text(json.dumps(result))
+            runs.setdefault(variant, []).append(result)
+    assert {line["stage"] for line in runs["three"][0]["loss"]} == {0, 1, 2, 3}
+    assert (
+        runs["three"][0]["curve"]["256"]["seen"]["text to image"] == runs["three"][0]["recall"]["seen"]["text to image"]
+    )
+    assert max(runs["single"][0]["curve"]["4"]["seen"]["active"]) <= 4
+    monkeypatch.setattr(claim_report, "RECORD", tmp_path / "claim.json")
+    monkeypatch.setattr(claim_report, "PLOT", tmp_path / "claim.svg")
+    claim_report.report(tmp_path)
+    printed = capsys.readouterr().out
+    for variant in ("clip", "single", "three"):
+        found = [run["recall"]["seen"]["text to image"][0] for run in runs[variant]]
+        assert f"{statistics.fmean(found):.1f} ± {statistics.stdev(found) / 2**0.5:.1f}" in printed
+    assert "<svg" in (tmp_path / "claim.svg").read_text()
+    record = json.loads((tmp_path / "claim.json").read_text())
+    assert [run["recipe"]["seed"] for run in record["single"]] == [0, 1]
+    (tmp_path / "three-1.json").unlink()
+    with pytest.raises(SystemExit, match="expected the same seeds of every variant"):
+        claim_report.report(tmp_path)
+
+
+def test_finished_runs_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, float]] = []
+
+    def fake(variant: str, material: Material, recipe: dict[str, Any]) -> dict[str, Any]:
+        asked.append((variant, recipe["seed"], recipe["masked"]))
+        recall = {name: {direction: [1.0, 2.0, 3.0] for direction in claim.DIRECTIONS} for name in claim.SETS}
+        return {"variant": variant, "recipe": recipe, "recall": recall, "step_ms": 1.0}
+
+    monkeypatch.setattr(claim, "run_one", fake)
+    monkeypatch.setattr(claim, "initial_model", lambda: (None, None))
+    monkeypatch.setattr(claim, "prepare", lambda *_, **__: ten_concepts())
+    threads = str(torch.get_num_threads())
+    arguments = ["run", "--out", str(tmp_path), "--seeds", "3", "4", "--threads", threads, "--set", "masked=0.5"]
+    (tmp_path / "single-3.json").write_text("{}")
+    assert claim.main(arguments) == 0
+    assert claim.main(arguments) == 0
+    assert asked == [(v, s, 0.5) for s in (3, 4) for v in ("clip", "single", "three") if (v, s) != ("single", 3)]
+
+
+def test_naming_counts_the_word_pieces_of_name_and_keywords(tmp_path: Path) -> None:
+    processor = start(save_checkpoint(tmp_path / "start"))[1]
+    concept = Concept("1", "", "red apple", ("fruit", "red", "w70"))
+    entries = [[processor.tokenizer.token_to_id(word) for word in ("fruit", "dog", "red", "[CLS]", "w3")] + [-1] * 5]
+    indices = sk.SparseRows(torch.zeros(1, 10), torch.tensor(entries, dtype=torch.int32), None, 80).indices
+    assert claim.naming(indices, [concept], processor) == [20.0, 40.0]
