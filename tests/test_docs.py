@@ -108,7 +108,7 @@ def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, gr
             continue
         if kind == "yaml":  # a recipe
             Path("recipe.yaml").write_text(text, encoding="utf-8")
-            assert read_recipe(Path("recipe.yaml"), {}) != read_recipe(None, {})
+            read_recipe(Path("recipe.yaml"), {})  # refuses unknown names, types and values
             continue
         for line in text.splitlines():
             command = without_comment(line)
