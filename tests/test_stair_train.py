@@ -373,5 +373,5 @@ def test_recipes_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_one_item_is_not_enough(model: STAIRModel, processor: STAIRProcessor) -> None:
     data = words()
     data.items = data.items[:1]
-    with pytest.raises(ValueError, match="expected at least two items to train on, got 1"):
+    with pytest.raises(ValueError, match="expected at least two items to train on for each process, got 1"):
         Loop(TrainConfig(steps=2, **FAST), StairObjective(model), data, processor)

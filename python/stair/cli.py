@@ -88,7 +88,8 @@ def demo(
 def encode(
     inputs: InputsArgument = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write NAME.jsonl or NAME.npz instead of JSON lines on stdout.")
+        Path | None,
+        typer.Option("--out", help="Write NAME.jsonl, .npz, .csr or .ciff instead of JSON lines on stdout."),
     ] = None,
     model: ModelOption = None,
     k: KeepOption = None,
@@ -98,21 +99,73 @@ def encode(
 
     Example: `stair encode "a red fruit" photos/ --out rows.npz`
     """
-    from stair.encode import read_inputs, records, write_jsonl, write_rows
+    from stair.encode import documents, read_inputs
     from stair.files import require_writable
+    from stair.formats import format_of, jsonl, write
 
     found = read_inputs(words(inputs))
-    if out_file is not None and out_file.suffix not in (".npz", ".jsonl"):
-        raise ValueError(f"--out {out_file}: expected a name ending in .npz or .jsonl")
     if out_file is not None:
+        format_of(out_file)
         require_writable(out_file.parent)
     _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
-    vocabulary = processor.vocabulary()
+    made = documents(rows, found, processor.vocabulary())
     if out_file is None:
-        write_jsonl(sys.stdout, records(rows, found, vocabulary))
+        sys.stdout.writelines(jsonl.lines(made))
         return
-    write_rows(out_file, rows, found, vocabulary)
+    write(out_file, made)
     err.print(f"{len(rows)} rows in {out_file}", markup=False)
+
+
+@app.command()
+def export(
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="An index directory.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The file to write; more may lie beside it.")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="csr (big-ann), npz, jsonl, ciff, opensearch, elasticsearch, vespa, qdrant, milvus or pgvector.  "
+            "[default: by the ending of --out]",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[str, typer.Option(help="What terms are called: token or id.")] = "token",
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Integer weights round(weight * scale), of jsonl, ciff and vespa.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Whose tokens.  [default: the one that built the index]", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an index's rows as a file that another search engine reads.
+
+    Example: `stair export out/photos --format opensearch --out photos.ndjson`
+
+    For Lucene through Anserini: `stair export out/photos --out photos.jsonl --scale 100`
+    """
+    from stair.files import require_writable
+    from stair.formats import format_of
+    from stair.interchange import export as write_export
+
+    format_of(out_file, format_)
+    require_writable(out_file.parent)
+    with stages() as progress:
+        meta = write_export(
+            index_dir,
+            out_file,
+            format=format_,
+            keys=keys,
+            scale=scale,
+            model_dir=model,
+            progress=lambda done, total: progress("export", done, total, {}),
+        )
+    if as_json:
+        print_json({"file": str(out_file), **meta})
+    else:
+        err.print(f"{meta['documents']} documents in {out_file} ({meta['format']})", markup=False)
 
 
 @app.command()

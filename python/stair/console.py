@@ -180,6 +180,7 @@ STAGES = {
     "evaluate": "evaluating",
     "encode": "encoding",
     "index": "indexing",
+    "export": "writing",
 }
 
 

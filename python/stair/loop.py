@@ -46,6 +46,8 @@ class TrainConfig:
         stages: "single" or "three", the paper's three (see stair.losses.Schedule).
         warm, masked, expand: shares of training for the warm start and, of "three", for stages 1 and 2.
         start_active: terms an image has on average when the contrastive stages begin.
+        learning_rate, text_learning_rate: of the image tower and of the text tower.
+        matrix_rate: times learning_rate, that of the images' vocabulary matrix.
         text_flops, image_flops: weights of the two penalties; higher is sparser.
         text_k, image_k: entries kept in a row once trained.
         precision: of the vocabulary heads in training: "bfloat16", "float32", or "auto", bfloat16 where the CPU has it.
@@ -67,6 +69,7 @@ class TrainConfig:
     start_active: float = 100.0
     learning_rate: float = 2e-3
     text_learning_rate: float = 3e-4
+    matrix_rate: float = 0.4
     text_flops: float = 1e-3
     image_flops: float = 1e-3
     text_k: int = 64

@@ -186,6 +186,7 @@ class StairObjective:
     image_flops: float = 1e-3
     learning_rate: float = 2e-3
     text_learning_rate: float = 8e-4
+    matrix_rate: float = 0.4
     head: str = "fused"
     calibrated: bool = False
     group: dist.ProcessGroup | None = None  # of the processes that train together
@@ -196,7 +197,7 @@ class StairObjective:
         return self.model
 
     def groups(self) -> list[dict[str, Any]]:
-        """AdamW's parameter groups; the vocabulary matrix of the images learns slower than the rest of their tower."""
+        """AdamW's parameter groups; the images' vocabulary matrix learns at `matrix_rate` times their tower's rate."""
         model = self.model
         text = [*model.text_tower.parameters(), *model.text_head.parameters()]
         matrix = model.image_head.weight
@@ -205,7 +206,7 @@ class StairObjective:
             [
                 {"params": text, "lr": self.text_learning_rate, "weight_decay": 0.01},
                 {"params": image, "lr": self.learning_rate, "weight_decay": 0.05},
-                {"params": [matrix], "lr": self.learning_rate * 0.4, "weight_decay": 0.0},
+                {"params": [matrix], "lr": self.learning_rate * self.matrix_rate, "weight_decay": 0.0},
                 {"params": [model.log_scale], "lr": 1e-2, "weight_decay": 0.0},
             ]
         )

@@ -71,6 +71,7 @@ def train(
         image_flops=config.image_flops,
         learning_rate=config.learning_rate,
         text_learning_rate=config.text_learning_rate,
+        matrix_rate=config.matrix_rate,
         head=config.head,
         group=ranks.group,
     )
