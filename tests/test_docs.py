@@ -118,6 +118,14 @@ def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, gr
                 assert printed.strip(), command
 
 
+def test_the_written_recipe_has_every_name_with_its_default(tmp_path: Path) -> None:
+    (text,) = (text for kind, text in blocks("docs/training.md") if kind == "yaml" and "checkpoint_minutes" in text)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    written = read_recipe(tmp_path / "recipe.yaml", {})
+    assert written == read_recipe(None, {})
+    assert set(re.findall(r"^(\w+):", text, re.MULTILINE)) == set(vars(written))
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if written_commands(page)])
 def test_the_commands_of_a_page_exist(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")

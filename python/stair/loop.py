@@ -183,8 +183,7 @@ class Loop:
         ranks: Ranks = ALONE,
     ) -> None:
         if len(data) < 2 * ranks.size:
-            shared = f" for {ranks.size} processes" if ranks.size > 1 else ""
-            raise ValueError(f"data: expected at least two items to train on, got {len(data)}{shared}")
+            raise ValueError(f"data: expected at least two items to train on for each process, got {len(data)}")
         self.config, self.objective, self.data, self.processor = config, objective, data, processor
         self.ranks = ranks
         self.batch = min(config.batch, len(data) // ranks.size) * ranks.size  # of all processes
