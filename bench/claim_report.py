@@ -21,19 +21,16 @@ Runs = dict[str, list[dict[str, Any]]]  # by variant
 
 
 def report(folder: Path) -> int:
-    """Writes RECORD and PLOT and prints the tables."""
-    runs: Runs = {name: [json.loads(f.read_text()) for f in sorted(folder.glob(f"{name}-*.json"))] for name in VARIANTS}
-    seeds = {name: [run["recipe"]["seed"] for run in found] for name, found in runs.items()}
-    if len({tuple(found) for found in seeds.values()}) > 1 or not seeds["clip"]:
-        raise SystemExit(f"{folder}: expected the same seeds of every variant, got {seeds}")
-    kept = {
-        name: [{key: value for key, value in run.items() if key != "loss"} for run in found]
-        for name, found in runs.items()
-    }
+    """Writes RECORD and PLOT and prints the tables, of the seeds that every variant has finished."""
+    found = {name: [json.loads(f.read_text()) for f in sorted(folder.glob(f"{name}-*.json"))] for name in VARIANTS}
+    seeds = set.intersection(*({run["recipe"]["seed"] for run in of_variant} for of_variant in found.values()))
+    if not seeds:
+        raise SystemExit(f"{folder}: expected a seed with a run of each of {', '.join(VARIANTS)}")
+    runs: Runs = {name: [run for run in found[name] if run["recipe"]["seed"] in seeds] for name in VARIANTS}
     with replacing(RECORD) as stream:
-        stream.write(_compact(kept))
+        stream.write(_compact({name: [_short(run) for run in of_variant] for name, of_variant in runs.items()}))
     recipe = runs["clip"][0]["recipe"]
-    print(f"{len(seeds['clip'])} seeds, {recipe['steps']} steps of {recipe['batch']}\n")
+    print(f"{len(seeds)} seeds, {recipe['steps']} steps of {recipe['batch']}\n")
     print(recall_table(runs), difference_table(runs), terms_table(runs), sep="\n\n")
     plot(runs)
     return 0
@@ -49,7 +46,15 @@ def recall_table(runs: Runs) -> str:
                 at = [_mean([run["recall"][name][direction][place] for run in found]) for place in range(3)]
                 cells.append(" / ".join(at))
             lines.append(f"| {name}, {direction} | " + " | ".join(cells) + " |")
+    cells = [_mean([fit(run) for run in found], digits=2) for found in runs.values()]
+    lines.append("| contrastive loss of a training batch, last tenth | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def fit(run: dict[str, Any]) -> float:
+    """Mean contrastive loss of the steps that were kept of the last tenth of training."""
+    late = [line for line in run["loss"] if line["step"] > 0.9 * run["recipe"]["steps"]]
+    return statistics.fmean(line.get("contrastive", line["loss"]) for line in late)
 
 
 def difference_table(runs: Runs) -> str:
@@ -120,9 +125,13 @@ def _statistics(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def _mean(values: Sequence[float], sign: str = "") -> str:
+def _mean(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
     mean, error = _statistics(values)
-    return f"{mean:{sign}.1f} ± {error:.1f}"
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
+
+
+def _short(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name != "loss"} | {"fit": round(fit(run), 3)}
 
 
 def _compact(runs: Runs) -> str:
