@@ -21,7 +21,7 @@ BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test gpu-check sanitize sanitize-threads bench count docs lint format clean distclean
+.PHONY: help setup demo test gpu-check sanitize sanitize-threads fuzz bench count docs lint format clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ sanitize: setup  ## run the tests of operators and index on a build that stops a
 
 sanitize-threads: setup  ## the same on a build that stops when two threads touch the same memory
 	@tests/sanitize.sh thread $(ARGS)
+
+fuzz: setup  ## damage index directories, steered by coverage (atheris, Python 3.11 or newer), for 5 minutes; ARGS="-max_total_time=60"
+	@$(PIP) atheris
+	@$(BIN)/python tests/fuzz/run.py -max_total_time=300 -max_len=512 -len_control=0 -timeout=60 -rss_limit_mb=8192 $(ARGS)
 
 bench: setup  ## time every operator beside eager PyTorch, with plots (writes out/bench); ARGS="--op topk" runs a part, ARGS=--sweep searches GPU tiles
 	@$(BIN)/python bench/run.py $(ARGS)

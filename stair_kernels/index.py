@@ -66,9 +66,8 @@ class SparseIndex(IndexOnDisk):
         given, kept = checked_ids(ids, N), checked_payloads(payloads, N)
         names = given if isinstance(given, Strings) else None
         numbers = np.arange(N) if isinstance(given, Strings) else given
-        return SparseIndex(
-            [Segment.build(documents, numbers, names, kept, reorder, compact)], checked_metadata(metadata)
-        )
+        segment = Segment.build(documents, numbers, names, kept, reorder, compact)
+        return SparseIndex([segment], checked_metadata(metadata))
 
     @staticmethod
     def merge(indexes: Iterable[SparseIndex], *, reorder: bool = False) -> SparseIndex:
@@ -117,9 +116,9 @@ class SparseIndex(IndexOnDisk):
                 raise ValueError(f"ids: expected integers, as none are left after {first - 1}, got None")
             given = checked_ids(np.arange(first, first + N) if ids is None else ids, N)
             index_merge.require_kind(given, segments)
-            held = np.max([segment.find(given) for segment in segments], axis=0)
-            if (held >= 0).any():
-                twice = index_merge.shown(given, int(np.argmax(held >= 0)))
+            held = np.flatnonzero(np.max([segment.find(given) for segment in segments], axis=0) >= 0)
+            if held.size:
+                twice = index_merge.shown(given, held[0])
                 raise ValueError(f"ids: expected ids that the index does not hold, got {twice}")
             kept = checked_payloads(payloads, N)
             if (kept is None) != (segments[0].payloads is None):
@@ -141,10 +140,8 @@ class SparseIndex(IndexOnDisk):
             given = checked_ids(ids, flat.n if isinstance(flat, Strings) else flat.size)
             index_merge.require_kind(given, self._segments)
             found = [segment.find(given) for segment in self._segments]
-            unknown = np.max(found, axis=0) < 0
-            if unknown.any():
-                shown = index_merge.shown(given, int(np.argmax(unknown)))
-                raise ValueError(f"ids: expected ids that the index holds, got {shown}")
+            if (unknown := np.flatnonzero(np.max(found, axis=0) < 0)).size:
+                raise ValueError(f"ids: expected ids that the index holds, got {index_merge.shown(given, unknown[0])}")
             pairs = zip(self._segments, found)
             self._segments = tuple(s.without(f[f >= 0]) if (f >= 0).any() else s for s, f in pairs)
 
@@ -205,7 +202,8 @@ class SparseIndex(IndexOnDisk):
         Raises:
             ValueError: on ids of another kind or that the index does not hold.
         """
-        parts = [segment.row(place) for segment, place in self._found(ids)]
+        segments = self._segments
+        parts = [segments[which].row(place) for which, place in zip(*self._found(ids, segments))]
         starts = np.cumsum([0, *(len(terms) for terms, _ in parts)])
         terms, weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
         if parts:
@@ -218,9 +216,15 @@ class SparseIndex(IndexOnDisk):
         Raises:
             ValueError: when the index has no payloads, on ids of another kind or that the index does not hold.
         """
-        if self._segments[0].payloads is None:
+        segments = self._segments
+        if segments[0].payloads is None:
             raise ValueError("payloads: expected an index that was built with payloads")
-        return [segment.payloads.get(place) for segment, place in self._found(ids) if segment.payloads is not None]
+        which, places = self._found(ids, segments)
+        found = np.full(len(places), None, object)
+        for number, segment in enumerate(segments):
+            if segment.payloads is not None:
+                found[which == number] = segment.payloads.take(places[which == number]).tolist()
+        return found.tolist()
 
     @property
     def ids(self) -> Any:
@@ -283,15 +287,13 @@ class SparseIndex(IndexOnDisk):
             raise ValueError(f"ids: expected integers or strings, got {ids.dtype}")
         return [segment.find(ids) for segment in segments]
 
-    def _found(self, ids: Any) -> list[tuple[Segment, int]]:
-        """The segment and the place of each document."""
-        segments = self._segments
+    def _found(self, ids: Any, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the segment and the place of each document."""
         given, shape = as_ids(ids)
         if len(shape) != 1:
             raise ValueError(f"ids: expected ids [n], got {list(shape)}")
         places = np.array(self._places(given, segments))
-        which = places.argmax(axis=0)
-        if (places.max(axis=0, initial=-1) < 0).any():
-            shown = index_merge.shown(given, int(np.argmax(places.max(axis=0) < 0)))
-            raise ValueError(f"ids: expected ids that the index holds, got {shown}")
-        return [(segments[s], int(places[s, i])) for i, s in enumerate(which)]
+        which, found = places.argmax(axis=0), places.max(axis=0)
+        if (unknown := np.flatnonzero(found < 0)).size:
+            raise ValueError(f"ids: expected ids that the index holds, got {index_merge.shown(given, unknown[0])}")
+        return which, found

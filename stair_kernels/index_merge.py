@@ -78,14 +78,14 @@ def names_of(segments: Sequence[Segment], numbers: np.ndarray) -> np.ndarray:
     names = np.full(flat.shape, None, object)
     for segment in segments:
         documents = segment.find_numbers(flat)
-        for i in np.flatnonzero(documents >= 0):
-            names[i] = segment.name(documents[i])
+        held = np.flatnonzero(documents >= 0)
+        names[held] = segment.decoded(documents[held])
     return names.reshape(numbers.shape)
 
 
 def shown(ids: Ids, i: int) -> str:
     """An id as an error shows it."""
-    return repr(ids.get(i).decode()) if isinstance(ids, Strings) else str(ids[i])
+    return repr(ids.tolist()[i].decode()) if isinstance(ids, Strings) else str(ids[i])
 
 
 def masks(allowed: Any, segments: Sequence[Segment]) -> list[np.ndarray | None]:

@@ -24,20 +24,17 @@ class Strings(NamedTuple):
     def n(self) -> int:
         return len(self.starts) - 1
 
-    def get(self, number: int) -> bytes:
-        first, end = self.starts[number : number + 2]
-        return self.data[max(first, 0) : max(end, 0)].tobytes()
-
     def tolist(self) -> list[bytes]:
         data, starts = self.data.tobytes(), self.starts.tolist()
         return [data[first:end] for first, end in zip(starts[:-1], starts[1:])]
 
     def take(self, numbers: np.ndarray) -> Strings:
-        """These of them, in this order."""
-        lengths = np.diff(self.starts)[numbers]
+        """These of them, in this order. A damaged file may place one anywhere: it is cut to the data."""
+        first = self.starts[:-1][numbers].clip(0, len(self.data))
+        lengths = np.maximum(self.starts[1:][numbers].clip(0, len(self.data)) - first, 0)
         starts = np.zeros(len(numbers) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
-        places = np.repeat(self.starts[:-1][numbers] - starts[:-1], lengths) + np.arange(starts[-1])
+        places = np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])
         return Strings(starts, self.data[places])
 
     @staticmethod

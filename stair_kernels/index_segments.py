@@ -161,11 +161,11 @@ class Segment:
             there &= self.alive[places]
         return np.where(there, places, -1)
 
-    def name(self, document: int) -> str:
-        """The string id of a document."""
+    def decoded(self, documents: np.ndarray) -> list[str]:
+        """The string ids of documents."""
         assert self.names is not None
         try:
-            return self.names.get(document).decode()
+            return [name.decode() for name in self.names.take(documents).tolist()]
         except UnicodeDecodeError as error:
             raise self._damaged(f"a string id is no UTF-8: {error}") from error
 

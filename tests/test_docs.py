@@ -1,7 +1,7 @@
 """The documentation: it builds without a warning and loads nothing from a network, and what its code blocks say works.
 
-Python blocks are run, and the `stair` commands of shell blocks; FAST says what is run in a long one's place. Other
-commands are looked up: Make targets, files, options.
+Python blocks are run, and the `stair` commands of shell blocks; FAST says what is run in a long one's place. YAML is
+read as a recipe. Other commands are looked up: Make targets, files, options.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import typer
 from PIL import Image
 from stair.cli import app
+from stair.recipe import read_recipe
 from typer.testing import CliRunner
 
 import stair_kernels as sk
@@ -37,15 +38,19 @@ FAST = {"stair train photos --out out/mine --minutes 10": "stair train photos --
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, out/demo as a short form of `make demo` leaves it, and out/mine trained on the photos."""
+    """A folder with photos/, out/demo as a short form of `make demo` leaves it, out/mine trained on the photos, and
+    out/photos an index of them."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "photos").mkdir()
     for number in range(12):
         picture = Image.new("RGB", (80, 60), (20 * number, 255 - 20 * number, 100))
         picture.save(folder / "photos" / f"{'dog' if number % 2 else 'cat'} on a beach {number}.png")
+    (folder / "holidays").mkdir()
+    for name in ("photos/blurred.jpg", "holidays/hills.jpg"):
+        picture.save(folder / name)
     before = Path.cwd()
     os.chdir(folder)
-    for command in ("stair demo --fast", *FAST.values()):
+    for command in ("stair demo --fast", *FAST.values(), "stair index build photos --model out/mine --out out/photos"):
         run(command)
     yield folder
     os.chdir(before)
@@ -60,12 +65,12 @@ def group(tmp_path: Path) -> Iterator[Any]:
 
 
 def run(command: str) -> str:
-    """A `stair` command in this process, which has imported what it needs; its output."""
+    """A `stair` command in this process, which has imported what it needs; what it says."""
     program, *arguments = shlex.split(command)
     assert program == "stair", command
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, f"{command}\n{done.stderr}"
-    return done.stdout
+    return done.output
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -79,8 +84,11 @@ def written_commands(page: str) -> list[str]:
     rest = BLOCK.sub("", text)
     lines += re.findall(r"^    (.*)$", rest, re.MULTILINE)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", rest)]
-    commands = [re.split(r"\s+#\s|\s{3,}", line)[0].strip() for line in lines]
-    return [command for command in commands if COMMAND.match(command)]
+    return [command for command in map(without_comment, lines) if COMMAND.match(command)]
+
+
+def without_comment(line: str) -> str:
+    return re.split(r"\s+#\s|\s{3,}", line)[0].strip()
 
 
 def of_training(group: Any) -> dict[str, object]:
@@ -95,15 +103,27 @@ def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, gr
     names: dict[str, object] = of_training(group) if page == "docs/training.md" else {}
     drawn = next((place / "out/demo/pictures/openmoji").glob("*.png"))
     for number, (kind, text) in enumerate(blocks(page), 1):
-        assert kind in ("python", "sh"), f"{page}: a block of {kind}"
+        assert kind in ("python", "sh", "yaml"), f"{page}: a block of {kind}"
         if kind == "python":
             exec(compile(text, f"{page}, block {number}", "exec"), names)
             continue
+        if kind == "yaml":  # a recipe
+            Path("recipe.yaml").write_text(text, encoding="utf-8")
+            read_recipe(Path("recipe.yaml"), {})  # refuses unknown names, types and values
+            continue
         for line in text.splitlines():
-            command = re.split(r"\s{3,}", line)[0].strip()
+            command = without_comment(line)
             if command.startswith("stair "):
                 printed = run(FAST.get(command, command).replace(APPLE, str(drawn)))
-                assert printed.strip() or "--out" in command, command
+                assert printed.strip(), command
+
+
+def test_the_written_recipe_has_every_name_with_its_default(tmp_path: Path) -> None:
+    (text,) = (text for kind, text in blocks("docs/training.md") if kind == "yaml" and "checkpoint_minutes" in text)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    written = read_recipe(tmp_path / "recipe.yaml", {})
+    assert written == read_recipe(None, {})
+    assert set(re.findall(r"^(\w+):", text, re.MULTILINE)) == set(vars(written))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if written_commands(page)])
@@ -119,17 +139,19 @@ def test_the_commands_of_a_page_exist(page: str, monkeypatch: pytest.MonkeyPatch
             check_files(words, command)
 
 
-def check_stair(words: list[str], command: str) -> None:
+def check_stair(words: list[str], line: str) -> None:
     """Its command is there, or stands for any (COMMAND), and so are its options."""
-    group: Any = typer.main.get_command(app)
-    parameters = list(group.params)
-    names = [word for word in words if not word.startswith("-")]
-    if names and names[0] not in ("COMMAND", "..."):
-        assert names[0] in group.commands, command
-        parameters += group.commands[names[0]].params
-    known = {option for parameter in parameters for option in parameter.opts} | {"--help", "--debug"}
+    command: Any = typer.main.get_command(app)
+    known, names = {"--help", "--debug"}, [word for word in words if not word.startswith("-")]
+    if names[:1] == ["COMMAND"]:
+        return
+    known |= {option for parameter in command.params for option in parameter.opts}
+    while getattr(command, "commands", None) and names:
+        assert names[0] in command.commands, line
+        command = command.commands[names.pop(0)]
+        known |= {option for parameter in command.params for option in parameter.opts}
     used = {word for word in words if word.startswith("--")}
-    assert used <= known or names[:1] == ["COMMAND"], (command, used - known)
+    assert used <= known, (line, used - known)
 
 
 def check_make(words: list[str], command: str) -> None:

@@ -31,7 +31,7 @@ def named(part: slice, **options: Any) -> sk.SparseIndex:
 
 
 def payloads(part: slice) -> list[bytes]:
-    return [name.encode() * 2 if number % 3 else b"" for number, name in enumerate(NAMES)][part]
+    return [name.encode() * 2 + b"\0" if number % 3 else b"" for number, name in enumerate(NAMES)][part]
 
 
 def assert_finds(index: sk.SparseIndex, order: list[int], k: int = 20) -> None:

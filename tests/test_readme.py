@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
-def test_the_tables_of_numbers_have_the_columns_that_make_bench_prints(
-    page: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_s_numbers_are_those_of_the_pages_that_have_them_all() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(at for at, line in enumerate(lines) if "| ours | beside |" in line)
+    pages = " ".join(
+        (ROOT / "docs" / f"{page}.md").read_text("utf-8") for page in ("benchmarks", "search", "accelerate")
+    )
+    rows = list(itertools.takewhile(lambda line: line.startswith("| "), lines[start + 2 :]))
+    assert len(rows) >= 5
+    for row in rows:
+        _, ours, beside, ratio, made = (cell.strip() for cell in row.strip("|").split(" | "))
+        numbers = [re.findall(r"[\d,.]+(?= [mu]s)", cell) for cell in (ours, beside)]
+        (mine,), (theirs,) = numbers
+        (shown,) = [line for line in re.findall(r"\|.*\|", pages) if f"| {mine} |" in line and f"| {theirs} |" in line]
+        quotient = float(theirs.replace(",", "")) / float(mine.replace(",", ""))
+        assert float(ratio.removesuffix("x")) == pytest.approx(quotient, rel=0.02), row
+        assert "bench" in made
+        assert shown
+
+
+def test_the_table_of_numbers_has_the_columns_that_make_bench_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")
     report = importlib.import_module("report")
-    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").splitlines()
     heads = [line.strip("| ").split(" | ") for line in lines if line.startswith("| operator |")]
     assert heads
     printed = [*report.TEXTS, *report.NUMBERS, *report.MEGABYTES]  # a column without numbers is left out

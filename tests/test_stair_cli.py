@@ -118,9 +118,9 @@ def test_encode_writes_a_json_line_an_input_in_order(place: Path) -> None:
     assert shown.exit_code == 0, shown.stderr
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     pictures = [str(place / "pictures" / f"{name}.png") for name in sorted(COLORS)]
-    assert [line["name"] for line in lines] == ["a dog", *pictures, "the sky", "a star"]
+    assert [line["id"] for line in lines] == ["a dog", *pictures, "the sky", "a star"]
     for line in lines:
-        weights = list(line["terms"].values())
+        weights = list(line["vector"].values())
         assert 0 < len(weights) <= 5
         assert weights == sorted(weights, reverse=True)
 
@@ -128,7 +128,7 @@ def test_encode_writes_a_json_line_an_input_in_order(place: Path) -> None:
 def test_encode_reads_stdin(place: Path) -> None:
     by_dash = stair("encode", "-", "--model", place / "model", stdin="a dog\na cat\n")
     piped = stair("encode", "--model", place / "model", stdin="a dog\na cat\n")
-    assert [json.loads(line)["name"] for line in by_dash.stdout.splitlines()] == ["a dog", "a cat"]
+    assert [json.loads(line)["id"] for line in by_dash.stdout.splitlines()] == ["a dog", "a cat"]
     assert piped.stdout == by_dash.stdout
 
 
@@ -142,6 +142,37 @@ def test_encode_writes_npz_that_scipy_reads(place: Path, tmp_path: Path) -> None
     with torch.inference_mode():
         dense = model.encode_text(**processor(text=["a dog", "a cat"])).to_dense()
     torch.testing.assert_close(torch.from_numpy(matrix.toarray()), dense)
+
+
+def test_export_writes_what_builds_the_same_index(place: Path, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csr"):
+        made = stair("export", place / "index", "--out", tmp_path / name, "--json")
+        assert made.exit_code == 0, made.stderr
+        assert json.loads(made.stdout)["documents"] == len(COLORS)
+        arguments = ("--rows", tmp_path / name, "--model", place / "model", "--out", tmp_path / "again")
+        built = stair("index", "build", *arguments)
+        assert built.exit_code == 0, built.stderr
+        answers = [
+            json.loads(stair("search", "--index", index, "a red fruit", "--json").stdout)
+            for index in (place / "index", tmp_path / "again")
+        ]
+        one, two = ([(hit["name"], pytest.approx(hit["score"], rel=1e-5)) for hit in a[0]["hits"]] for a in answers)
+        assert one == two
+        assert len(one) > 0
+    bulk = stair("export", place / "index", "--format", "opensearch", "--out", tmp_path / "x.ndjson")
+    assert f"{len(COLORS)} documents in" in bulk.stderr
+    source = json.loads((tmp_path / "x.ndjson").read_text().splitlines()[1])
+    assert {"terms", "item"} == source.keys()
+    for arguments, message in (
+        (["export", place / "index", "--out", tmp_path / "x.csv"], "a name ending in"),
+        (["export", place / "index", "--out", tmp_path / "x.csr", "--scale", 2], "scale: csr keeps the weights"),
+        (["export", tmp_path, "--out", tmp_path / "x.csr"], "not an index directory"),
+        (["index", "build", "x", "--rows", tmp_path / "rows.csr"], "INPUT, --rows: expected one of the two"),
+    ):
+        refused = stair(*arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_search_shows_rank_score_name_and_terms(place: Path) -> None:
@@ -188,7 +219,9 @@ def test_explain_writes_a_page_and_a_picture(place: Path, tmp_path: Path) -> Non
 
 
 def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Path) -> None:
-    made = stair("index", place / "pictures", "--model", place / "model", "--out", tmp_path / "index", "--json")
+    made = stair(
+        "index", "build", place / "pictures", "--model", place / "model", "--out", tmp_path / "index", "--json"
+    )
     assert json.loads(made.stdout) == {
         "index": str(tmp_path / "index"),
         "items": len(COLORS),
@@ -203,9 +236,9 @@ def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "at", "expected"),
     [
-        ("stair ex", 1, {"explain"}),
+        ("stair exp", 1, {"explain", "export"}),
         ("stair explain --im", 2, {"--image"}),
-        ("stair e", 1, {"encode", "explain", "eval"}),
+        ("stair e", 1, {"encode", "explain", "eval", "export"}),
     ],
 )
 def test_a_shell_completes_commands_and_options(words: str, at: int, expected: set[str]) -> None:
@@ -426,7 +459,7 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "text not UTF-8": (lambda at: ["encode", at / "latin.txt", "--model", at / "model"], "UTF-8"),
     "unknown kind of file": (lambda at: ["encode", at / "model" / "config.json"], "neither a picture nor a text file"),
     "folder without pictures": (lambda at: ["encode", at / "model", "--model", at / "model"], "holds no picture"),
-    "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], ".npz or .jsonl"),
+    "unknown ending": (lambda at: ["encode", "a dog", "--out", at / "rows.csv"], "a name ending in .csr, .npz"),
     "no checkpoint": (lambda at: ["encode", "a dog", "--model", at / "nowhere"], "no STAIR checkpoint there"),
     "another model": (lambda at: ["encode", "a dog", "--model", at / "bert"], "'bert'"),
     "damaged tokenizer": (lambda at: ["encode", "a dog", "--model", at / "tokenless"], "damaged checkpoint (tokenizer"),
@@ -540,7 +573,7 @@ def test_a_closed_pipe_is_no_error(place: Path) -> None:
     )  # fmt: skip
     assert ended.stderr == ""
     assert ended.returncode == 0
-    assert json.loads(ended.stdout)["name"] == "a dog"
+    assert json.loads(ended.stdout)["id"] == "a dog"
 
 
 def test_missing_demo_data_names_the_command_that_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,8 @@ def test_vocabulary_matrices_are_tied_to_the_word_embeddings(tmp_path: Path, tie
 
 @pytest.mark.parametrize("vision", ["vit", "siglip"])
 def test_a_frozen_image_tower_does_not_learn_and_its_output_can_be_kept(tmp_path: Path, vision: str) -> None:
+    made = STAIRModel.from_encoders(TEXT["bert"](), VISION[vision](), special_token_ids=SPECIAL, freeze_image=True)
+    assert not made.image_tower.training  # or its dropout would be in the features that are kept
     model, batch = make(vision=vision, freeze_image=True).train(), inputs()
     assert not model.image_tower.training
     assert model.text_tower.training
@@ -354,6 +356,7 @@ def test_encoders_are_trained_on_pictures_and_captions(tmp_path: Path, freeze: b
     assert train_pairs(config, pairs, tmp_path / "out", cache=tmp_path / "cache").steps == 3
     assert (tmp_path / "cache").exists() == freeze  # pixels are read again, a frozen tower's output is kept
     model, processor = load(tmp_path / "out")
+    assert all(p.requires_grad != freeze for p in model.image_tower.parameters())
     after = model.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert {"text_head.dense.weight", "image_head.dense.weight"} <= changed

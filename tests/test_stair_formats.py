@@ -221,8 +221,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
         read(tmp_path / "x", format="qdrant")
     with pytest.raises(ValueError, match="weights >= 0"):
         Documents(scipy.sparse.csr_matrix(np.array([[np.nan]])))
-    with pytest.raises(ValueError, match="ids: expected distinct"):
-        made(2, ids=["a", "a"])
+    with pytest.raises(ValueError, match="vocabulary: expected distinct"):
+        made(2, V=2, vocabulary=["a", "a"])
 
 
 ITEMS = [{"name": f"n{number}"} for number in range(5)]

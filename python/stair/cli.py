@@ -9,14 +9,11 @@ from typing import Annotated, Any
 try:
     import typer
 
-    from stair import cli_index, show
+    from stair import cli_index, cli_train, show
     from stair.console import Commands, StoppedError, err, out, stages
     from stair.options import (
         DEMO,
         BatchOption,
-        DataArgument,
-        FormatOption,
-        ImagesOption,
         InputsArgument,
         JsonOption,
         KeepOption,
@@ -24,7 +21,6 @@ try:
         encoded,
         load_model,
         print_json,
-        require_checkpoint,
         words,
     )
 except ModuleNotFoundError as error:
@@ -92,7 +88,8 @@ def demo(
 def encode(
     inputs: InputsArgument = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write NAME.jsonl or NAME.npz instead of JSON lines on stdout.")
+        Path | None,
+        typer.Option("--out", help="Write NAME.jsonl, .npz, .csr or .ciff instead of JSON lines on stdout."),
     ] = None,
     model: ModelOption = None,
     k: KeepOption = None,
@@ -102,21 +99,73 @@ def encode(
 
     Example: `stair encode "a red fruit" photos/ --out rows.npz`
     """
-    from stair.encode import read_inputs, records, write_jsonl, write_rows
+    from stair.encode import documents, read_inputs
     from stair.files import require_writable
+    from stair.formats import format_of, jsonl, write
 
     found = read_inputs(words(inputs))
-    if out_file is not None and out_file.suffix not in (".npz", ".jsonl"):
-        raise ValueError(f"--out {out_file}: expected a name ending in .npz or .jsonl")
     if out_file is not None:
+        format_of(out_file)
         require_writable(out_file.parent)
     _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
-    vocabulary = processor.vocabulary()
+    made = documents(rows, found, processor.vocabulary())
     if out_file is None:
-        write_jsonl(sys.stdout, records(rows, found, vocabulary))
+        sys.stdout.writelines(jsonl.lines(made))
         return
-    write_rows(out_file, rows, found, vocabulary)
+    write(out_file, made)
     err.print(f"{len(rows)} rows in {out_file}", markup=False)
+
+
+@app.command()
+def export(
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="An index directory.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The file to write; more may lie beside it.")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="csr (big-ann), npz, jsonl, ciff, opensearch, elasticsearch, vespa, qdrant, milvus or pgvector.  "
+            "[default: by the ending of --out]",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[str, typer.Option(help="What terms are called: token or id.")] = "token",
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Integer weights round(weight * scale), of jsonl, ciff and vespa.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Whose tokens.  [default: the one that built the index]", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an index's rows as a file that another search engine reads.
+
+    Example: `stair export out/photos --format opensearch --out photos.ndjson`
+
+    For Lucene through Anserini: `stair export out/photos --out photos.jsonl --scale 100`
+    """
+    from stair.files import require_writable
+    from stair.formats import format_of
+    from stair.interchange import export as write_export
+
+    format_of(out_file, format_)
+    require_writable(out_file.parent)
+    with stages() as progress:
+        meta = write_export(
+            index_dir,
+            out_file,
+            format=format_,
+            keys=keys,
+            scale=scale,
+            model_dir=model,
+            progress=lambda done, total: progress("export", done, total, {}),
+        )
+    if as_json:
+        print_json({"file": str(out_file), **meta})
+    else:
+        err.print(f"{meta['documents']} documents in {out_file} ({meta['format']})", markup=False)
 
 
 @app.command()
@@ -199,189 +248,8 @@ def explain(
         show.explanation(result, top)
 
 
-@app.command()
-def train(
-    data: DataArgument,
-    out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")] = Path("out/model"),
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file with the recipe: steps, batch, learning_rate, ...")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(help="Start from this text encoder of transformers (folder or name), with --image-encoder."),
-    ] = None,
-    image_encoder: Annotated[
-        str | None, typer.Option(help="And this vision encoder: CLIP, ViT, SigLIP, DINOv2 and their kin.")
-    ] = None,
-    freeze_image: Annotated[
-        bool | None, typer.Option("--freeze-image", help="Train the vision encoder's head only.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random draw.")] = None,
-    held_out: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.9, help="Share of the pictures kept for evaluation; 0 = none. Karpathy: its val split."
-        ),
-    ] = 0.1,
-    format_: FormatOption = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Karpathy: train on train, val or test.  [default: train]", show_default=False),
-    ] = None,
-    images: ImagesOption = None,
-    start: Annotated[
-        Path | None,
-        typer.Option("--from", help="Checkpoint to start from.  [default: published weights]", show_default=False),
-    ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Batches averaged for one step; negatives stay within a batch.")
-    ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option("--tensorboard", help="Write event files for TensorBoard here.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted or killed training stopped.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train on your own pictures and captions. A flag overrides the same name in the YAML file.
-
-    In a folder a picture's caption is the text of the .txt file beside it, else its name. Ctrl-C keeps a checkpoint.
-
-    Example: `stair train photos.csv --out out/mine --minutes 10`
-
-    COCO: `stair train coco/dataset_coco.json --text-encoder bert-base-uncased
-    --image-encoder openai/clip-vit-base-patch32 --config recipe.yaml --out out/coco`
-
-    Several processes: `torchrun --nproc-per-node 2 -m stair train ...`; the batch is each one's, negatives are all.
-    """
-    from stair.recipe import read_recipe
-
-    flags: dict[str, Any] = {
-        "steps": steps,
-        "minutes": minutes,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "precision": precision,
-    }
-    flags |= {
-        "accumulate": accumulate,
-        "seed": seed,
-        "text_encoder": text_encoder,
-        "image_encoder": image_encoder,
-        "freeze_image": freeze_image,
-    }
-    config = read_recipe(config_file, flags)
-    if start is not None:
-        require_checkpoint(start)
-    from stair.checkpoint import load
-    from stair.datasets import training_and_held_out
-    from stair.evaluate import evaluate_pairs
-    from stair.parallel import Ranks
-    from stair.train import train_pairs
-
-    ranks = Ranks.join()
-    training, held = training_and_held_out(
-        data, format_, split=split, images=images, held_out=held_out, seed=config.seed
-    )
-    with stages(ranks.first) as progress:
-        try:
-            result = train_pairs(
-                config,
-                training,
-                out_dir,
-                init=start,
-                resume=resume,
-                progress=progress,
-                tensorboard=tensorboard,
-                ranks=ranks,
-            )
-        except KeyboardInterrupt as stop:
-            raise StoppedError(f"{stop or 'stopped by Ctrl-C'} ({out_dir})") from stop
-        ranks.leave()
-        if not ranks.first:
-            return
-        evaluation = None
-        if held is not None:
-            model, processor = load(out_dir)
-            evaluation = evaluate_pairs(model, processor, held, name=f"held-out part of {data}", progress=progress)
-    if as_json:
-        measured = None if evaluation is None else evaluation.as_dict()
-        found = {"model": str(out_dir), "steps": result.steps, "seconds": result.seconds, "evaluation": measured}
-        print_json(found)
-        return
-    err.print(f"{result.steps} steps in {result.seconds:.0f} s; checkpoint in {out_dir}", markup=False)
-    if evaluation is not None:
-        show.recall({"STAIR": evaluation})
-
-
-@app.command("eval")
-def evaluate(
-    data: DataArgument,
-    model: ModelOption = None,
-    format_: FormatOption = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Karpathy: train, val or test.  [default: test]", show_default=False),
-    ] = None,
-    images: ImagesOption = None,
-    zero_shot: Annotated[
-        Path | None,
-        typer.Option(
-            "--zero-shot",
-            metavar="CLASSES",
-            help="Classify the pictures of DATA's class folders (or tars with .cls) by name: a file with a class a"
-            " line, FOLDER or FOLDER, a tab and its words.",
-        ),
-    ] = None,
-    templates: Annotated[
-        Path | None,
-        typer.Option(
-            "--templates", help="Texts for --zero-shot, one a line, with {} for the name.", show_default=False
-        ),
-    ] = None,
-    probe: Annotated[
-        Path | None,
-        typer.Option(
-            "--linear-probe",
-            metavar="TRAIN",
-            help="Fit a linear classifier on these class folders, measure it on DATA.",
-        ),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(min=1e-6, help="Of --linear-probe: inverse weight of its L2 penalty.")
-    ] = 1.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure recall at 1, 5 and 10 both ways and how many terms are active; or classification.
-
-    Example: `stair eval test.csv --model out/mine`
-
-    COCO's 5,000 test pictures: `stair eval coco/dataset_coco.json --model out/coco --json`
-
-    Classes: `stair eval photos/ --zero-shot classes.txt --templates templates.txt`, `stair eval photos/test
-    --linear-probe photos/train`
-    """
-    folder = require_checkpoint(model or DEMO / "model")
-    if templates is not None and zero_shot is None:
-        raise ValueError("--templates: expected --zero-shot with it")
-    from stair.measure import measure, read_task
-
-    task = read_task(data, format_, split, images, zero_shot, templates, probe, strength)
-    loaded, processor = load_model(folder)
-    with stages() as progress:
-        found = measure(loaded, processor, task, progress)
-    if as_json:
-        print_json(found.as_dict())
-    elif found.recall is not None:
-        show.recall({"STAIR": found.recall})
-    else:
-        show.classification(found.classified)
+app.command()(cli_train.train)
+app.command("eval")(cli_train.evaluate)
 
 
 @app.command()

@@ -47,20 +47,43 @@ def build(
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    rows_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows", help="A file of rows in place of inputs: .jsonl, .npz, .csr or .ciff.", show_default=False
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="What the weights of --rows are divided by.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a search index over pictures or texts; an index that is there is replaced.
 
     Example: `stair index build photos/ --out out/photos`, then `stair search --index out/photos "a dog on a beach"`
+
+    Of rows that are there: `stair index build --rows rows.jsonl --model out/mine --out out/photos`
     """
     from stair.encode import read_inputs
     from stair.search import items_of, require_replaceable, save_collection
 
-    found = items_of(read_inputs(words(inputs)))
-    require_replaceable(out_dir)
     folder = model or DEMO / "model"
-    _, _, rows = encoded([entry for entry, _ in found], folder, k, batch)
-    save_collection(out_dir, rows, [item for _, item in found], folder)
-    err.print(f"{len(rows)} items in {out_dir}", markup=False)
+    if rows_file is not None:
+        from stair.interchange import index_rows
+
+        if inputs:
+            raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
+        number = index_rows(rows_file, out_dir, folder, scale=scale)
+    else:
+        found = items_of(read_inputs(words(inputs)))
+        require_replaceable(out_dir)
+        _, _, rows = encoded([entry for entry, _ in found], folder, k, batch)
+        save_collection(out_dir, rows, [item for _, item in found], folder)
+        number = len(rows)
+    if as_json:
+        print_json({"index": str(out_dir), "items": number, "model": str(folder)})
+    else:
+        err.print(f"{number} items in {out_dir}", markup=False)
 
 
 @app.command()

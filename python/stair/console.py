@@ -33,7 +33,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]  # typer >= 0.20 carries its o
 ClickException: Any = UsageError.__bases__[0]
 
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)  # a message is one line, however long its paths are
 
 
 class StoppedError(Exception):
@@ -180,6 +180,7 @@ STAGES = {
     "evaluate": "evaluating",
     "encode": "encoding",
     "index": "indexing",
+    "export": "writing",
 }
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
+import scipy.sparse
 
 from stair.datasets import SUFFIXES, read_picture
 from stair.datasets.plain import pictures_below
-from stair.files import replacing
+from stair.formats import Documents
 
 if TYPE_CHECKING:
     from stair import STAIRModel, STAIRProcessor
@@ -142,36 +141,9 @@ def terms(rows: SparseRows, row: int, vocabulary: Sequence[str]) -> dict[str, fl
     return {vocabulary[v]: round(weight, 4) for v, weight in pairs if v >= 0}
 
 
-def records(rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One {"name", "terms"} an input, as `stair encode` writes them."""
-    for row, entry in enumerate(inputs):
-        yield {"name": str(entry.picture or entry.name), "terms": terms(rows, row, vocabulary)}
-
-
-def write_rows(path: Path, rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> None:
-    """Writes .jsonl (a record a line) or .npz (what `scipy.sparse.load_npz` reads, plus `names`).
-
-    Raises ValueError for any other ending.
-    """
-    if path.suffix == ".jsonl":
-        with replacing(path) as stream:
-            write_jsonl(stream, records(rows, inputs, vocabulary))
-        return
-    if path.suffix != ".npz":
-        raise ValueError(f"--out {path}: expected a name ending in .npz or .jsonl")
+def documents(rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> Documents:
+    """The rows as `stair.formats` writes them; an id is a picture's path or the text."""
     csr = rows.to_csr()
-    arrays: dict[str, Any] = {
-        "format": np.array(b"csr"),
-        "shape": np.array(rows.shape),
-        "indptr": csr.crow_indices().numpy(),
-        "indices": csr.col_indices().numpy(),
-        "data": csr.values().numpy(),
-        "names": np.array([str(entry.picture or entry.name) for entry in inputs]),
-    }
-    with replacing(path, "wb") as stream:
-        np.savez_compressed(stream, **arrays)
-
-
-def write_jsonl(stream: IO[str], lines: Iterable[dict[str, Any]]) -> None:
-    for line in lines:
-        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    arrays = csr.values().numpy(), csr.col_indices().numpy(), csr.crow_indices().numpy()
+    names = [str(entry.picture or entry.name) for entry in inputs]
+    return Documents(scipy.sparse.csr_matrix(arrays, shape=tuple(csr.shape)), names, vocabulary)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stair.datasets.pairs import Picture, read_picture, state_of
+from stair.files import settle
 from stair.pictures import ImageSettings
 
 BATCH = 64
@@ -131,6 +132,7 @@ def features_of(
     path = folder / f"features-{name[:24]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        settle(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             _compute(temporary, backbone, pictures, augmented, seed, done)

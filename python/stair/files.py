@@ -64,7 +64,7 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
 
 
 def settle(path: Path | str) -> None:
-    """Clears away what a killed `replacing_folder` of `path` left beside it.
+    """Clears away what a killed process left beside `path` when it was writing it, file or folder.
 
     Where the system cannot swap two folders in one step, a kill between the two renames leaves the old folder under its
     temporary name: it is put back.
@@ -78,6 +78,8 @@ def settle(path: Path | str) -> None:
             os.replace(left, place)
         elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _runs(number: int) -> bool:

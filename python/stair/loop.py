@@ -105,6 +105,8 @@ class TrainConfig:
         for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.text_encoder is None and (self.freeze_image or self.tie_vocabulary != "none"):
+            raise ValueError("freeze_image, tie_vocabulary: expected text_encoder and image_encoder with them")
         self.schedule()
 
     def schedule(self) -> Schedule:

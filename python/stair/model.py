@@ -40,15 +40,16 @@ class STAIRModel(PreTrainedModel):
         self.text_head = TokenHead(config.text_config.hidden_size, vocab_size, config.head, config.width)
         self.image_head = TokenHead(config.vision_config.hidden_size, vocab_size, config.head, config.width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
-        if config.freeze_image:
-            self.image_tower.requires_grad_(False)
+        self._freeze()
         self._tied_weights_keys = self._ties()
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As PreTrainedModel's; takes older checkpoints too."""
-        return super().from_pretrained(*args, **{"key_mapping": OLDER_KEYS, **kwargs})
+        made = super().from_pretrained(*args, **{"key_mapping": OLDER_KEYS, **kwargs})
+        (made[0] if isinstance(made, tuple) else made)._freeze()  # the weights that are read are new parameters
+        return made
 
     @classmethod
     def from_encoders(cls, text: Any, image: Any, **config: Any) -> STAIRModel:
@@ -73,6 +74,10 @@ class STAIRModel(PreTrainedModel):
         if self.config.freeze_image:
             self.image_tower.eval()
         return self
+
+    def _freeze(self) -> None:
+        if self.config.freeze_image:
+            self.image_tower.requires_grad_(False).eval()
 
     def _ties(self) -> dict[str, str]:
         """Which matrices are the word embeddings, by name, as transformers saves and loads shared weights."""

@@ -234,7 +234,7 @@ def delete(folder: Path, words: Sequence[str], timeout: float = 10.0) -> int:
     """
     with open_index(folder, mode="a", timeout=timeout) as index:
         ids: list[Any]
-        if isinstance(index.ids, np.ndarray):
+        if index.stats()["strings"]:
             held = set(index.ids)
             ids = [next((name for name in _spellings(word, folder) if name in held), word) for word in words]
         else:

@@ -136,6 +136,7 @@ def train_pairs(
     """
     require_writable(Path(out_dir).resolve().parent)
     require_ours(Path(out_dir))
+    torch.manual_seed(config.seed)  # of the weights that start at random
     model, processor = _start(config, init)
     pictures = FilePictures(pairs.pictures, processor.images)
     total = len(pairs) * (1 + augmented)
@@ -166,6 +167,8 @@ def train_pairs(
 
 def _start(config: TrainConfig, init: Path | str | None) -> tuple[STAIRModel, STAIRProcessor]:
     """The model to train and its processor: a checkpoint, two encoders, or the demo's published weights."""
+    if init is not None and config.text_encoder is not None:
+        raise ValueError(f"text_encoder: expected none when training starts from {init}, got {config.text_encoder!r}")
     if init is not None:
         return load(init)
     if config.text_encoder is None or config.image_encoder is None:

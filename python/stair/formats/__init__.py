@@ -124,7 +124,7 @@ def read(
     return reader(path, vocabulary, meta)
 
 
-def format_of(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None = None) -> str:
     """The name of the format, given or by the file's ending."""
     if format is None and path.suffix not in BY_SUFFIX:
         raise ValueError(f"{path}: expected a name ending in {', '.join(BY_SUFFIX)}, or a format")

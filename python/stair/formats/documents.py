@@ -21,8 +21,8 @@ class Documents:
     """N documents over V terms.
 
     Raises:
-        ValueError: on another number of ids, items or tokens, ids or tokens that come twice, and weights that are
-            negative, infinite or NaN.
+        ValueError: on another number of ids, items or tokens, tokens that come twice, and weights that are negative,
+            infinite or NaN.
     """
 
     rows: scipy.sparse.csr_matrix  # [N, V] float32, columns ascending, no zeros
@@ -41,9 +41,8 @@ class Documents:
         for name, values, count in (("ids", self.ids, N), ("vocabulary", self.vocabulary, V), ("items", self.items, N)):
             if values is not None and len(values) != count:
                 raise ValueError(f"{name}: expected {count}, got {len(values)}")
-        for name, distinct in (("ids", self.ids), ("vocabulary", self.vocabulary)):
-            if distinct is not None and len(set(distinct)) < len(distinct):
-                raise ValueError(f"{name}: expected distinct ones, got some twice")
+        if self.vocabulary is not None and len(set(self.vocabulary)) < V:
+            raise ValueError("vocabulary: expected distinct terms, got some twice")
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from stair.formats.documents import Documents, Meta, Progress, gathered, known_k
 
 
 def write(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
-    terms, names = documents.terms(keys), documents.names()
     with replacing(path) as stream:
-        for number, columns, weights in documents.each(progress):
-            vector = dict(zip((terms[column] for column in columns), scaled(weights, scale)))
-            kept = {term: weight for term, weight in vector.items() if weight}
-            stream.write(json.dumps({"id": names[number], "vector": kept}, ensure_ascii=False) + "\n")
+        stream.writelines(lines(documents, keys, scale, progress))
     return {"keys": keys, "scale": scale or 1.0}
+
+
+def lines(
+    documents: Documents, keys: str = "token", scale: float | None = None, progress: Progress = lambda done, total: None
+) -> Iterator[str]:
+    """A line a document, its heaviest term first."""
+    terms, names = documents.terms(keys), documents.names()
+    for number, columns, weights in documents.each(progress):
+        found = sorted(zip(scaled(weights, scale), columns), key=lambda pair: (-pair[0], pair[1]))
+        vector = {terms[column]: weight for weight, column in found if weight}
+        yield json.dumps({"id": names[number], "vector": vector}, ensure_ascii=False) + "\n"
 
 
 def scaled(weights: list[float], scale: float | None) -> list[Any]:

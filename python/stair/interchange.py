@@ -1,0 +1,94 @@
+"""Indexes from files of rows, and files of rows from indexes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stair.formats import Documents, read, write
+from stair.formats.documents import Meta, Progress
+
+if TYPE_CHECKING:
+    from stair_kernels import SparseIndex
+
+
+def vocabulary_of(model_dir: Path) -> list[str]:
+    """The terms of a checkpoint in the order of their numbers."""
+    from stair.checkpoint import require_checkpoint
+    from stair.processing import STAIRProcessor
+
+    return STAIRProcessor.from_pretrained(require_checkpoint(model_dir)).vocabulary()
+
+
+def export(
+    folder: Path,
+    out: Path,
+    *,
+    format: str | None = None,
+    keys: str = "token",
+    scale: float | None = None,
+    model_dir: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Meta:
+    """Writes the documents of an index as `stair.formats.write` does; gives what that gives.
+
+    Args:
+        model_dir: whose vocabulary names the terms; of a collection, the checkpoint that built it when None.
+
+    Raises:
+        ValueError: when there is no index, the vocabulary is missing or of another size, and as `write` does.
+    """
+    from stair.search import open_index
+
+    index = open_index(folder)
+    return write(
+        out, _documents(index, folder, keys, model_dir), format=format, keys=keys, scale=scale, progress=progress
+    )
+
+
+def _documents(index: SparseIndex, folder: Path, keys: str, model_dir: Path | None) -> Documents:
+    ids, metadata, vocabulary = index.ids, index.metadata, None
+    if keys == "token":
+        if model_dir is None and "model" not in metadata:
+            raise ValueError(f"--model: {folder} does not say which checkpoint built it; give one, or --keys id")
+        vocabulary = vocabulary_of(model_dir or Path(os.path.normpath(folder.resolve() / metadata["model"])))
+        if len(vocabulary) != index.vocab_size:
+            raise ValueError(f"--model: expected a vocabulary of {index.vocab_size} terms, got {len(vocabulary)}")
+    items: list[dict[str, Any]] | None = None
+    if "model" in metadata:
+        from stair.search import Collection
+
+        items = Collection.open(folder).items
+    strings = isinstance(ids, np.ndarray) and ids.dtype.kind not in "iu"
+    return Documents(index.rows(ids), ids.tolist() if strings else np.asarray(ids), vocabulary, items)
+
+
+def index_rows(
+    file: Path, out_dir: Path, model_dir: Path, *, format: str | None = None, scale: float | None = None
+) -> int:
+    """Builds a collection of a file's rows, divided by their L2 norms as all collections are; gives their number.
+
+    An id that is the path of a picture is that picture, any other is a text.
+    """
+    from stair.datasets import SUFFIXES
+    from stair.search import require_replaceable, save_collection
+    from stair_kernels import SparseRows
+
+    require_replaceable(out_dir)
+    vocabulary = vocabulary_of(model_dir)
+    documents = read(file, format=format, vocabulary=vocabulary, scale=scale)
+    if documents.vocab_size != len(vocabulary):
+        raise ValueError(f"{file}: expected {len(vocabulary)} terms like {model_dir}, got {documents.vocab_size}")
+    names: Sequence[str] = documents.names()
+    pictures = [Path(name).suffix.lower() in SUFFIXES and os.path.isfile(name) for name in names]
+    items: list[dict[str, Any]] = [
+        {"name": Path(name).stem, "picture": str(Path(name).resolve())} if picture else {"name": name}
+        for name, picture in zip(names, pictures)
+    ]
+    most = max(1, int(np.diff(documents.rows.indptr).max(initial=1)))
+    save_collection(out_dir, SparseRows.from_csr(documents.rows, k=most), items, model_dir)
+    return len(items)
