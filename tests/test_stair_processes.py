@@ -22,7 +22,7 @@ from stair.data import TrainingSet
 from stair.files import replacing_folder, settle
 from stair.loop import Loop, TrainConfig
 from stair.losses import StairObjective
-from stair.parallel import Ranks
+from stair.parallel import Ranks, device_of
 from stair.train import LOG, RECORD, STATE, train
 from tiny_stair import COLORS, save_checkpoint, save_pictures
 from typer.testing import CliRunner
@@ -217,6 +217,26 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Ranks(1, 3).part(6) == slice(2, 4)
     assert ranks.mean({"a": 2.0}) == {"a": 2.0}
     assert ranks.gather("x") == ["x"]
+
+
+def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_of("cpu") == torch.device("cpu")
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_of("auto") == torch.device(expected)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("cuda:1") == torch.device("cuda", 1)
+    for name in ("cuda:2", "meta", "gpu", ""):
+        with pytest.raises(ValueError, match=f"device: expected .*got '{name}'"):
+            device_of(name)
+
+
+def test_a_batch_is_drawn_on_the_device(tmp_path: Path) -> None:
+    model, processor = load(save_start(tmp_path / "start"))
+    ranks = Ranks(device=torch.device("meta"))
+    loop = Loop(TrainConfig(steps=5, batch=4, **RECIPE), StairObjective(model), words(), processor, ranks)
+    texts, pictures = loop.draw()
+    assert {tensor.device.type for tensor in (*texts.values(), pictures)} == {"meta"}
 
 
 def test_tensorboard_gets_every_step(tmp_path: Path) -> None:

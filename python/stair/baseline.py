@@ -72,7 +72,7 @@ class DenseObjective:
         """The loss of B texts and the features of their B pictures; what to log."""
         model = self.model
         logit = model.logit_scale * (model.encode_text(**texts) @ model.encode_image(image_features=features).T)
-        target = torch.arange(len(logit))
+        target = torch.arange(len(logit), device=logit.device)
         loss = (F.cross_entropy(logit, target) + F.cross_entropy(logit.T, target)) / 2
         accuracy = (logit.argmax(1) == target).float().mean()
         logged = {"loss": loss.item(), "accuracy": accuracy.item(), "scale": model.logit_scale.item()}

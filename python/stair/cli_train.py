@@ -33,6 +33,7 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the image tower.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the heads: auto, float32 or bfloat16.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU where torch sees one.")] = "auto",
     text_encoder: Annotated[
         str | None,
         typer.Option(help="Start from this text encoder of transformers (folder or name), with --image-encoder."),
@@ -107,7 +108,7 @@ def train(
     from stair.parallel import Ranks
     from stair.train import train_pairs
 
-    ranks = Ranks.join()
+    ranks = Ranks.join(device)
     training, held = training_and_held_out(
         data, format_, split=split, images=images, held_out=held_out, seed=config.seed
     )

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -114,10 +114,15 @@ class TrainConfig:
         return Schedule(self.stages, self.warm, self.masked, self.expand)
 
     @contextmanager
-    def forward_context(self) -> Iterator[None]:
-        """What the forward pass runs in. Plain attention: over 16 positions the flash kernel's backward is slower."""
-        low = self.precision == "bfloat16" or (self.precision == "auto" and has_bfloat16())
-        with torch.autocast("cpu", torch.bfloat16, enabled=low), sdpa_kernel(SDPBackend.MATH):
+    def forward_context(self, device: str = "cpu") -> Iterator[None]:
+        """What the forward pass runs in, on a type of device.
+
+        On the CPU plain attention: over 16 positions the flash kernel's backward is slower.
+        """
+        fast = device != "cpu" or has_bfloat16()
+        low = self.precision == "bfloat16" or (self.precision == "auto" and fast)
+        attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
+        with torch.autocast(device, torch.bfloat16, enabled=low), attention:
             yield
 
 
@@ -210,8 +215,9 @@ class Loop:
         items, self.order = self.order[: self.batch], self.order[self.batch :]
         texts = [self.data.text(item, self.generator) for item in items]
         part = self.ranks.part(self.batch)
-        tokens = {name: tensor[part] for name, tensor in self.processor.encode(texts).items()}
-        return tokens, torch.from_numpy(self.data.pictures(items, self.generator, part))
+        device = self.ranks.device
+        tokens = {name: tensor[part].to(device) for name, tensor in self.processor.encode(texts).items()}
+        return tokens, torch.from_numpy(self.data.pictures(items, self.generator, part)).to(device)
 
     def advance(self) -> dict[str, float]:
         """One optimizer step; gives its log line."""
@@ -223,7 +229,7 @@ class Loop:
         parts = []
         for _ in range(self.config.accumulate):
             texts, features = self.draw()
-            with self.config.forward_context():
+            with self.config.forward_context(self.ranks.device.type):
                 loss, logged = self.objective.loss(texts, features, fraction)
             (loss / self.config.accumulate).backward()
             parts.append(logged)
@@ -250,13 +256,19 @@ class Loop:
         return {
             "optimizer": self.optimizer.state_dict(),
             "generator": json.dumps(self.generator.bit_generator.state),
-            "torch_generators": self.ranks.gather(torch.get_rng_state()),
+            "torch_generators": self.ranks.gather(self._generators()),
             "order": self.order,
             "step": self.step,
             "elapsed": self.elapsed,
             "calibrated": self.objective.calibrated,
             "log": self.log,
         }
+
+    def _generators(self) -> list[Tensor]:
+        """The states of torch's random generators that this process draws from."""
+        if self.ranks.device.type != "cuda":
+            return [torch.get_rng_state()]
+        return [torch.get_rng_state(), torch.cuda.get_rng_state(self.ranks.device)]
 
     def restore(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
@@ -266,7 +278,10 @@ class Loop:
             raise ValueError(
                 f"resume: the interrupted training had {len(generators)} processes, this one {self.ranks.size}"
             )
-        torch.set_rng_state(generators[self.ranks.rank])
+        on_host, *on_device = generators[self.ranks.rank]
+        torch.set_rng_state(on_host)
+        if on_device and self.ranks.device.type == "cuda":
+            torch.cuda.set_rng_state(on_device[0], self.ranks.device)
         self.order, self.step, self.elapsed = state["order"], state["step"], state["elapsed"]
         self.objective.calibrated, self.log = state["calibrated"], state["log"]
 

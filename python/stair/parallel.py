@@ -15,7 +15,27 @@ from torch import Tensor, nn
 import stair_kernels as sk
 from stair_kernels.distributed import all_gather, shard
 
+CPU = torch.device("cpu")
 PATIENCE = timedelta(hours=6)  # the others wait while the first computes image features
+
+
+def device_of(name: str) -> torch.device:
+    """Where to train: "cpu", "cuda", "cuda:N", or "auto", a GPU where torch sees one.
+
+    Raises:
+        ValueError: for another device, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
+    return device
 
 
 @dataclass(frozen=True)
@@ -24,15 +44,25 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    device: torch.device = CPU
 
     @staticmethod
-    def join() -> Ranks:
-        """The process group that torchrun's environment describes, joined once; gloo on the CPU."""
+    def join(device: str = "cpu") -> Ranks:
+        """The process group that torchrun's environment describes, joined once: gloo on the CPU, NCCL on GPUs.
+
+        Args:
+            device: as `device_of` takes it; with "cuda" each process has the GPU of its local rank.
+        """
+        place = device_of(device)
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return Ranks()
+            return Ranks(device=place)
+        if place.type == "cuda":
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(place)
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
-        return Ranks(dist.get_rank(), dist.get_world_size())
+            backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE)
+        return Ranks(dist.get_rank(), dist.get_world_size(), place)
 
     @property
     def group(self) -> dist.ProcessGroup | None:

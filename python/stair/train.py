@@ -51,6 +51,7 @@ def train(
         out_dir: a new folder, an empty one, or one that an earlier training wrote (it is replaced).
         resume: go on from the state that an interrupted training left in `out_dir`.
         tensorboard: a folder for TensorBoard's event files.
+        ranks: this process among others, and the device that the model is moved to.
 
     Raises:
         ValueError: when `out_dir` holds something else, or there is nothing to resume.
@@ -62,6 +63,7 @@ def train(
     ranks.wait()
     require_ours(out_dir)
     torch.manual_seed(config.seed + ranks.rank)
+    model.to(ranks.device)  # type: ignore[arg-type]  # a decorator of transformers hides the signature
     ranks.same(model)
     objective = StairObjective(
         model,
@@ -104,7 +106,7 @@ def measure_eager(loop: Loop, objective: StairObjective, progress: Progress | No
     """(median ms of a joint step with the eager head on the same batches, peak RSS in MB); on a copy of the model."""
     steps = loop.config.eager_steps
     rival = StairObjective(copy.deepcopy(objective.model), Schedule(warm=0.0), head="reference", calibrated=True)
-    eager = Loop(loop.config, rival, loop.data, loop.processor)
+    eager = Loop(loop.config, rival, loop.data, loop.processor, Ranks(device=loop.ranks.device))
     rival.model.train()
     for step in range(steps + 1):
         eager.advance()
@@ -240,5 +242,5 @@ def _resume(loop: Loop, model: STAIRModel, out_dir: Path) -> int:
         was = ", ".join(f"{name} {kept.get(name)!r}" for name in changed)
         raise ValueError(f"resume: the interrupted training had {was}; give the same, or start without --resume")
     model.load_state_dict(load(out_dir)[0].state_dict())
-    loop.restore(torch.load(out_dir / STATE, weights_only=True))
+    loop.restore(torch.load(out_dir / STATE, weights_only=True, map_location="cpu"))
     return loop.step
