@@ -24,6 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "compiled": {"color": "#CC79A7", "marker": "D"},
     "eager": {"color": "#D55E00", "marker": "^"},
     "packed": {"color": "#56B4E9", "marker": "s"},
+    "positions": {"color": "#56B4E9", "marker": "s"},
     "ours": {"color": "#0072B2", "marker": "o", "linewidth": 2.5, "markersize": 7},  # drawn last, on top
 }
 RC: dict[Any, Any] = {
@@ -57,11 +58,12 @@ PANELS: dict[str, tuple[Number, Number]] = {  # title -> of an implementation, o
 
 EXPLANATION = """
 Medians of interleaved runs, each result checked against float32 PyTorch first. <b>ours</b>: the public call;
-<b>packed</b>: ours with pack_vocab; <b>eager</b>: PyTorch (SciPy for the search); <b>compiled</b>: torch.compile of the
-eager head; <b>rival</b>: the published order in PyTorch, or SciPy's product; <b>matmul</b>: the matrix product alone,
-less work than the operator, into memory that is there already. GFLOP/s count the arithmetic that nobody can avoid,
-memory the peak beyond the inputs, results included. <b>limit</b>: the time that this arithmetic or the compulsory bytes
-take at the measured limits of the machine, and the memory of the results. All scales are logarithmic.
+<b>packed</b>: ours with pack_vocab; <b>positions</b>: ours with save="positions"; <b>eager</b>: PyTorch (SciPy for
+the search); <b>compiled</b>: torch.compile of the eager head; <b>rival</b>: the published order in PyTorch, or
+SciPy's product; <b>matmul</b>: the matrix product alone, less work than the operator, into memory that is there
+already. GFLOP/s count the arithmetic that nobody can avoid, memory the peak beyond the inputs, results included.
+<b>limit</b>: the time that this arithmetic or the compulsory bytes take at the measured limits of the machine, and
+the memory of the results. All scales are logarithmic.
 """
 
 STYLE = """

@@ -15,7 +15,7 @@ COMPARED = (*CASE, "impl", "threads", "median_ms", "q1_ms", "q3_ms")
 SHOWN = (*COMPARED, "peak_bytes", "flops", "result_bytes", "roofline_ms", "machine", "roofline", "versions", "commit")
 
 TEXTS = ("operator", "shape", "dtype", "input")
-TIMES = ("ours", "packed", "eager", "compiled")
+TIMES = ("ours", "packed", "positions", "eager", "compiled")
 RIVALS = ("eager", "compiled", "rival", "matmul")
 MEMORY = ("ours", "eager")
 NUMBERS = ("ours, ms", *TIMES[1:], *(f"{name}/ours" for name in RIVALS), "limit/ours", "scaling")

@@ -42,7 +42,7 @@ from work import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
-IMPLEMENTATIONS = ("ours", "packed", "eager", "compiled", "rival", "matmul", "rescaled")
+IMPLEMENTATIONS = ("ours", "packed", "positions", "eager", "compiled", "rival", "matmul", "rescaled")
 NOT_BY_DEFAULT = {"cpu": ("compiled",), "cuda": ("rescaled",)}  # takes long to make; is about the CPU's threads
 UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, which has been checked
 
@@ -174,7 +174,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def is_judged(case: Case, name: str) -> bool:
-    if name in ("ours", "packed"):
+    if name in ("ours", "packed", "positions"):
         return True
     return case.dtype == "float32" and not (name == "rival" and case.op.endswith("_grad"))
 

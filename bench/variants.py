@@ -1,10 +1,11 @@
 """The parts of a benchmark case: its implementations, the truth, the arithmetic and memory traffic nobody can avoid.
 
-Implementations: `ours`; `packed`, ours with pack_vocab; `eager`, PyTorch in its best order (pool first, activation on
-the pooled row; SciPy for the search); `compiled`, torch.compile of the eager head; `rival`, what else one may have (for
-the head, the activation on every logit before the pool, as SPLADE and STAIR are published; for sparse_dot, SciPy's
-product); `matmul`, only the matrix product inside, on the unmasked tokens (for the search: SciPy's product without the
-selection). `matmul` does less than the operator and is not checked.
+Implementations: `ours`; `packed`, ours with pack_vocab; `positions`, ours with save="positions"; `eager`, PyTorch in
+its best order (pool first, activation on the pooled row; SciPy for the search); `compiled`, torch.compile of the
+eager head; `rival`, what else one may have (for the head, the activation on every logit before the pool, as SPLADE
+and STAIR are published; for sparse_dot, SciPy's product); `matmul`, only the matrix product inside, on the unmasked
+tokens (for the search: SciPy's product without the selection). `matmul` does less than the operator and is not
+checked.
 """
 
 from __future__ import annotations

@@ -197,17 +197,20 @@ def stair_loss_grad(device: torch.device, dtype: torch.dtype, inputs: str, B: in
         value = loss(text, image, scale)
         return (value.detach(), *torch.autograd.grad(value, [*full(text)[:3], *full(image)[:3]]))
 
-    def ours(text: sk.VocabHead, image: sk.VocabHead, scale: Tensor) -> Tensor:
-        parts = sk.stair_loss(
-            text, image, logit_scale=scale, text_flops=FLOPS_WEIGHT, image_flops=FLOPS_WEIGHT, normalize=True
-        )
-        return parts.loss
+    def ours(text: sk.VocabHead, image: sk.VocabHead, scale: Tensor, save: str = "none") -> Tensor:
+        lam = FLOPS_WEIGHT
+        return sk.stair_loss(
+            text, image, logit_scale=scale, text_flops=lam, image_flops=lam, normalize=True, save=save
+        ).loss
 
+    keeping = functools.partial(ours, save="positions")
+    called = "vocab_pool", "vocab_pool_backward", "matmul_nt"
     wide = [_with_grad(_widened(head)) for head in heads]
     products = [_product(head).run for head in heads]
     compiled_eager = compiled(eager_loss)
     variants = {
-        "ours": Variant(lambda: step(ours, *heads), ("vocab_pool", "vocab_pool_backward", "matmul_nt")),
+        "ours": Variant(lambda: step(ours, *heads), called),
+        "positions": Variant(lambda: step(keeping, *heads), (*called, "vocab_pool_at")),
         "eager": Variant(lambda: step(eager_loss, *heads)),
         "compiled": Variant(lambda: step(compiled_eager, *heads)),
         "matmul": Variant(lambda: [product() for product in products]),
