@@ -33,6 +33,17 @@ def test_the_readme_s_numbers_are_those_of_the_pages_that_have_them_all() -> Non
         assert shown
 
 
+def test_the_plot_of_the_readme_is_of_the_published_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    rows = importlib.import_module("speed_plot").cases()
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", (ROOT / "docs/images/speed.svg").read_text(encoding="utf-8"))
+    ratios = [row["eager/ours"] for row in rows]
+    assert len(ratios) >= 10
+    assert [text for text in drawn if re.fullmatch(r"[\d.]+x", text)] == ratios
+    assert {", ".join(row[name] for name in ("operator", "shape", "dtype", "input")) for row in rows} <= {*drawn}
+    assert "](docs/images/speed.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_numbers_has_the_columns_that_make_bench_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")
     report = importlib.import_module("report")

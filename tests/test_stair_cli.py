@@ -394,6 +394,22 @@ def test_items_are_deleted_by_text_and_by_any_path(place: Path, index: Path, mon
     assert found(index, "a cat") == []
 
 
+def test_changes_of_an_index_as_json(index: Path) -> None:
+    def changed(*arguments: object) -> dict[str, object]:
+        done = stair("index", *arguments, "--json")
+        assert (done.exit_code, done.stderr) == (0, "")
+        answer = json.loads(done.stdout)
+        assert answer.pop("index") == str(index)
+        return answer
+
+    assert changed("add", index, "a cat", "the sky") == {"added": 1, "left": 1}
+    assert changed("add", index, "a cat", "--replace") == {"added": 1, "replaced": 1}
+    assert changed("delete", index, "a dog", "the sky") == {"deleted": 2}
+    sizes = changed("compact", index)
+    assert sizes["bytes_after"] == sum(file.stat().st_size for file in index.iterdir())
+    assert sizes["bytes_before"] > sizes["bytes_after"]
+
+
 def test_integer_ids_are_deleted(tmp_path: Path) -> None:
     rows = SparseRows.from_dense(torch.eye(3), 1)
     SparseIndex.build(rows, [5, 6, 7]).save(tmp_path / "index")

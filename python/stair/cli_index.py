@@ -96,6 +96,7 @@ def add(
     k: KeepOption = None,
     batch: BatchOption = 32,
     wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Add pictures or texts to an index, encoded by the model that built it.
 
@@ -116,6 +117,9 @@ def add(
             if replace and twice:
                 collection.index.delete(twice)
             collection.add(rows, [item for _, item in found])
+    if as_json:
+        print_json({"index": str(index_dir), "added": len(found), "replaced" if replace else "left": len(twice)})
+        return
     what = "replaced" if replace else "there already, left as they are (--replace encodes them again)"
     note = f"; {len(twice)} were {what}" if twice else ""
     err.print(f"{len(found)} items added to {index_dir}{note}", markup=False)
@@ -129,6 +133,7 @@ def delete(
         typer.Argument(metavar="ID", help="Picture files, texts or ids; - for the lines of stdin.", show_default=False),
     ] = None,
     wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete items from an index: all of those named, or none when one is not there.
 
@@ -138,7 +143,10 @@ def delete(
 
     given = [line for word in words(ids) for line in (sys.stdin.read().splitlines() if word == "-" else [word])]
     number = delete_from(index_dir, [line for line in given if line.strip()], wait)
-    err.print(f"{number} items deleted from {index_dir}", markup=False)
+    if as_json:
+        print_json({"index": str(index_dir), "deleted": number})
+    else:
+        err.print(f"{number} items deleted from {index_dir}", markup=False)
 
 
 @app.command()
@@ -187,6 +195,7 @@ def compact(
         bool, typer.Option("--reorder", help="Lay items that share terms side by side; takes longer.")
     ] = False,
     wait: WaitOption = 10.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge what was added and drop what was deleted: less disk, faster search.
 
@@ -196,4 +205,7 @@ def compact(
 
     with err.status("compacting"):
         before, after = compact_index(index_dir, reorder, wait)
-    err.print(f"{index_dir}: {before:,} bytes before, {after:,} after", markup=False)
+    if as_json:
+        print_json({"index": str(index_dir), "bytes_before": before, "bytes_after": after})
+    else:
+        err.print(f"{index_dir}: {before:,} bytes before, {after:,} after", markup=False)

@@ -127,7 +127,8 @@ def read(
 def format_of(path: Path, format: str | None = None) -> str:
     """The name of the format, given or by the file's ending."""
     if format is None and path.suffix not in BY_SUFFIX:
-        raise ValueError(f"{path}: expected a name ending in {', '.join(BY_SUFFIX)}, or a format")
+        endings = ", ".join(BY_SUFFIX)
+        raise ValueError(f"{path}: expected a name ending in {endings}; `stair export --format` writes others")
     if format is not None and format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     return format or BY_SUFFIX[path.suffix]
