@@ -68,7 +68,7 @@ def of_model(model: str, op: str | None, dtype: str, inputs: str) -> list[Case]:
     ]
 
 
-STANDARD = (
+STANDARD: tuple[Case, ...] = (
     Case("vocab_topk", (64, 24, 128, 30522, 64)),
     Case("vocab_topk", (64, 49, 128, 30522, 64)),
     Case("vocab_topk", (64, 49, 128, 30522, 64), inputs="untrained"),
@@ -82,6 +82,27 @@ STANDARD = (
     Case("topk", (256, 30522, 64), inputs="untrained"),
     Case("sparse_dot", (256, 1024, 64, 30522)),
     Case("search", (64, 100_000, 64, 30522, 10)),
+)
+
+# One size at a time away from the first case: the curves of the report.
+STANDARD += tuple(
+    Case("vocab_topk", shape)
+    for shape in (
+        (8, 24, 128, 30522, 64),
+        (256, 24, 128, 30522, 64),
+        (64, 8, 128, 30522, 64),
+        (64, 96, 128, 30522, 64),
+        (64, 24, 128, 8192, 64),
+        (64, 24, 128, 100_000, 64),
+        (64, 24, 128, 30522, 16),
+        (64, 24, 128, 30522, 256),
+    )
+)
+# Where torch.compile is timed on the CPU without being asked for: it takes half a minute to make each.
+COMPILED = (
+    Case("vocab_topk", (64, 49, 128, 30522, 64)),
+    Case("vocab_pool_grad", (64, 49, 128, 30522)),
+    Case("stair_loss_grad", (64, 49, 128, 30522)),
 )
 
 # What the CPU kernels are held to, on one thread: the hard case (random activations) of a common head.

@@ -31,7 +31,7 @@ from typing import NoReturn
 import page
 import report
 import torch
-from cases import DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_SHAPES, SETS, SWEPT, Case, of_model
+from cases import COMPILED, DIMENSIONS, INPUTS, INTERPRETED, MODEL_BATCH, MODEL_SHAPES, SETS, SWEPT, Case, of_model
 from machine import environment
 from memory import meter
 from report import Record
@@ -43,7 +43,6 @@ from work import prepare
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
 IMPLEMENTATIONS = ("ours", "packed", "positions", "eager", "compiled", "rival", "matmul", "rescaled")
-NOT_BY_DEFAULT = {"cpu": ("compiled",), "cuda": ("rescaled",)}  # takes long to make; is about the CPU's threads
 UNCHECKED = ("matmul", "rescaled")  # does less than the operator; is ours, which has been checked
 
 
@@ -109,12 +108,18 @@ def _chosen(case: Case, work: Work, options: argparse.Namespace) -> Work:
         threads = _other_threads(options.threads)
         variants["rescaled"] = Variant(on_threads(variants["ours"].run, threads, options.threads), on_host=True)
     chosen = {}
-    for name in options.impl:
+    for name in options.impl or _by_default(case, options.device):
         if name in variants and (lack := variants[name].lacks(options.device)):
             print(f"{case.op}: {name} is left out: {lack}", file=sys.stderr)
         elif name in variants:
             chosen[name] = variants[name]
     return replace(work, variants=chosen)
+
+
+def _by_default(case: Case, device: torch.device) -> list[str]:
+    """What is timed where nobody says: all but what takes long to make, or is about the CPU's threads."""
+    left_out = "rescaled" if device.type == "cuda" else "" if case in COMPILED else "compiled"
+    return [name for name in IMPLEMENTATIONS if name != left_out]
 
 
 def _checked(case: Case, work: Work) -> dict[str, float]:
@@ -229,8 +234,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--cpu-time: expected --device cpu --threads 1, got {options.device}, {options.threads}")
     if options.sweep:
         _check_sweep(options)
-    skipped = NOT_BY_DEFAULT[options.device.type]
-    options.impl = options.impl or [name for name in IMPLEMENTATIONS if name not in skipped]
     options.set = options.set or ("tiles" if options.sweep else "standard")
     options.cases = _cases(options)
     for name, fields in (("compare", report.COMPARED), ("report", report.SHOWN)):

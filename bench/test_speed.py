@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import STANDARD, Case
+from cases import COMPILED, STANDARD, Case
 from run import UNCHECKED, is_judged
 from variants import Work
 from work import prepare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-IMPLEMENTATIONS = ("ours", "packed", "eager", "matmul")
+IMPLEMENTATIONS = ("ours", "packed", "positions", "eager", "compiled", "rival", "matmul")
 
 
 def _name(case: Case) -> str:
@@ -46,7 +46,12 @@ def _timed(run: Callable[[], Any]) -> Callable[[], Any]:
 
 @pytest.mark.parametrize(
     ("case", "implementation"),
-    [pytest.param(case, name, id=f"{_name(case)}-{name}") for case in STANDARD for name in IMPLEMENTATIONS],
+    [
+        pytest.param(case, name, id=f"{_name(case)}-{name}")
+        for case in STANDARD
+        for name in IMPLEMENTATIONS
+        if name != "compiled" or case in COMPILED
+    ],
 )
 def test_speed(benchmark: Any, case: Case, implementation: str) -> None:
     work = _prepared(case)

@@ -165,7 +165,7 @@ def test_a_model_names_the_cases_of_its_head(bench: Any) -> None:
 def test_the_same_through_pytest_benchmark(tmp_path: Path) -> None:
     """`pytest bench/`: the standard set, checked, then timed by the plugin, which writes a file to compare with."""
     pytest.importorskip("pytest_benchmark", reason="pip install 'stair-kernels[test]'")
-    command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "topk-256 and trained and not untrained"]
+    command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "speed[topk-256 and trained and not untrained"]
     options = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=1", f"--benchmark-json={tmp_path / 'out.json'}"]
     # beside other workers the plugin times nothing
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
