@@ -117,7 +117,15 @@ class FreshBuild(build_py):
 libraries = ["_C", "_index", *(["_C_cuda"] if with_cuda() else [])]
 setup(
     version=version(),
-    packages=["stair_kernels", "stair_kernels._triton", "stair", "stair.adapters", "stair.datasets", "stair.templates"],
+    packages=[
+        "stair_kernels",
+        "stair_kernels._triton",
+        "stair",
+        "stair.adapters",
+        "stair.datasets",
+        "stair.formats",
+        "stair.templates",
+    ],
     package_dir={"stair": "python/stair"},
     package_data={"stair_kernels": ["py.typed"], "stair": ["py.typed"], "stair.templates": ["*"]},
     ext_modules=[Extension(f"stair_kernels.{name}", []) for name in libraries],

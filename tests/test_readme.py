@@ -75,6 +75,8 @@ def test_make_bench_runs(
         "sparse_dot_grad": "3,4,5,100",
         "search": "3,40,5,100,4",
     }
+    if dtype == "bfloat16":  # the heads are what differs
+        sizes = {op: sizes[op] for op in ("vocab_topk", "vocab_pool_grad", "stair_loss_grad")}
     for op, shape in sizes.items():
         words = ["--op", op, "--shape", shape, "--dtype", dtype, "--threads", "1", "--seconds", "0.001"]
         assert bench.main([*words, "--out", str(tmp_path)]) == 0, capsys.readouterr().err

@@ -39,7 +39,7 @@ LEFT_OUT = ("opcheck", "compile", "bad_input", "packed_vocab", "many_threads", "
     [
         ("vocab_pool", 80, ""),
         ("vocab_pool", 90, "and (matches_float64 or nan or empty)"),  # operands through tensor descriptors
-        ("vocab_topk", 80, "and not (gradients_match and float16)"),  # rounding is in vocab_pool's
+        ("vocab_topk", 80, "and not float16"),  # rounding is in vocab_pool's
         ("stair_loss", 80, ""),
     ],
 )
