@@ -200,8 +200,14 @@ def test_a_wrong_result_is_not_timed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_compiling_is_not_the_default_on_the_cpu(bench: Any) -> None:
-    assert bench("run")._parse(["--device", "cpu"]).impl == [name for name in ORDER if name != "compiled"]
+def test_on_the_cpu_few_cases_are_compiled_unless_it_is_asked_for(bench: Any) -> None:
+    run, cases = bench("run"), bench("cases")
+    compiled = [case for case in cases.STANDARD if "compiled" in run._by_default(case, torch.device("cpu"))]
+    assert set(compiled) == set(cases.COMPILED)
+    assert len(compiled) == 3
+    first = cases.STANDARD[0]
+    assert run._by_default(first, torch.device("cpu")) == [name for name in run.IMPLEMENTATIONS if name != "compiled"]
+    assert run._by_default(first, torch.device("cuda")) == [name for name in run.IMPLEMENTATIONS if name != "rescaled"]
 
 
 def test_what_a_device_lacks_is_asked_of_the_dispatcher(bench: Any) -> None:
