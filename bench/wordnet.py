@@ -68,6 +68,7 @@ def wordnet(folder: Path = FOLDER, cache: Path = CACHE) -> WordNet:
 def _encoded(texts: Sequence[str], file: Path) -> scipy.sparse.csr_matrix:
     if file.is_file():
         return scipy.sparse.load_npz(file)
+    from stair.formats.documents import as_csr
     from stair.pretrained import initial_model
 
     model, processor = initial_model()
@@ -77,9 +78,7 @@ def _encoded(texts: Sequence[str], file: Path) -> scipy.sparse.csr_matrix:
     with torch.inference_mode():
         for start in range(0, len(texts), 256):
             batch = [texts[number] for number in order[start : start + 256]]
-            rows = model.encode_text(**processor(text=batch), k=K).to_csr()
-            arrays = rows.values().numpy(), rows.col_indices().numpy(), rows.crow_indices().numpy()
-            parts.append(scipy.sparse.csr_matrix(arrays, shape=tuple(rows.shape)))
+            parts.append(as_csr(model.encode_text(**processor(text=batch), k=K)))
             print(f"\rencoded {start + len(batch):,} of {len(texts):,}", end="", file=sys.stderr)
     print(file=sys.stderr)
     encoded = scipy.sparse.vstack(parts).tocsr()[np.argsort(order)]

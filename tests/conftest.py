@@ -114,6 +114,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of tiny_stair's pictures."""
+    from tiny_stair import save_pictures
+
+    return save_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """tiny_stair's model and processor."""
+    from stair.checkpoint import load
+    from tiny_stair import save_checkpoint
+
+    return load(save_checkpoint(tmp_path_factory.mktemp("loaded") / "model"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """tiny_stair's red disc."""
+    from PIL import Image
+    from tiny_stair import save_pictures
+
+    return Image.open(save_pictures(tmp_path_factory.mktemp("pictures")) / "red.png")
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
     """Every uninitialised tensor starts as NaN (integers: the largest): a kernel that forgets to write is seen."""

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from stair.checkpoint import load
-from stair.classify import as_csr, class_rows, fit_logistic, linear_probe, zero_shot
+from stair.classify import class_rows, fit_logistic, linear_probe, zero_shot
 from stair.cli import app
 from stair.datasets import Pairs
 from stair.evaluate import encode_texts, unit
+from stair.formats.documents import as_csr
 from tiny_stair import COLORS, save_checkpoint, save_pictures
 from typer.testing import CliRunner, Result
 

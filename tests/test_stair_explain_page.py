@@ -14,25 +14,13 @@ import pytest
 from html_page import Page, assert_loads_nothing, assert_well_formed
 from PIL import Image
 from stair import STAIRModel, STAIRProcessor
-from stair.checkpoint import load
 from stair.explain import Explanation, explain, heard, place
 from stair.explain_page import CARDS, SIDE, fitted, write_explanation
 from stair.explain_plot import draw
 from stair.pictures import ImageSettings
-from tiny_stair import save_checkpoint, save_pictures
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "a red <b>fruit</b>"
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[STAIRModel, STAIRProcessor]:
-    return load(save_checkpoint(tmp_path_factory.mktemp("explain") / "model"))
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
-    return Image.open(save_pictures(tmp_path_factory.mktemp("pictures")) / "red.png")
 
 
 @pytest.fixture(scope="module")

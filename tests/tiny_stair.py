@@ -35,6 +35,13 @@ def tokenizer() -> Tokenizer:
     return made
 
 
+def write(file: Path, text: str) -> Path:
+    """The file with this text, its folder made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
 def save_checkpoint(folder: Path, seed: int = 0) -> Path:
     """Two layers' worth of random towers over 32 x 32 pictures (a 2 x 2 grid)."""
     torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 import stair_kernels as sk
 from stair.datasets import Pairs
 from stair.evaluate import encode_texts, index_ranks, unit
+from stair.formats.documents import as_csr
 from stair.model import STAIRModel
 from stair.processing import STAIRProcessor
 
@@ -137,13 +138,6 @@ def fit_logistic(
     start = np.zeros(F * classes + classes)
     found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
     return found.x[: F * classes].reshape(F, classes), found.x[F * classes :]
-
-
-def as_csr(rows: sk.SparseRows) -> scipy.sparse.csr_matrix:
-    """SciPy's [N, V] of sparse rows."""
-    csr = rows.detach().to("cpu").to_csr()
-    parts = (csr.values(), csr.col_indices(), csr.crow_indices())
-    return scipy.sparse.csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(csr.shape))
 
 
 def _labels(pairs: Pairs, name: str) -> np.ndarray:

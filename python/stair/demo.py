@@ -21,8 +21,9 @@ from stair.emoji import ATTRIBUTIONS, TRAIN_STYLES, Concept, load_concepts
 from stair.evaluate import Evaluation, encode_features, evaluate, evaluate_dense
 from stair.features import PixelPictures, features_of
 from stair.files import replacing, replacing_folder, require_writable
-from stair.loop import Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
+from stair.loop import Loop, TrainConfig, TrainResult, peak_rss_mb
 from stair.model import STAIRModel
+from stair.monitor import Progress
 from stair.pretrained import initial_model
 from stair.processing import STAIRProcessor
 from stair.search import require_replaceable, save_collection

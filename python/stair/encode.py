@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import scipy.sparse
-
 from stair.datasets import SUFFIXES, read_picture
 from stair.datasets.plain import pictures_below
 from stair.formats import Documents
+from stair.formats.documents import as_csr
 
 if TYPE_CHECKING:
     from stair import STAIRModel, STAIRProcessor
@@ -143,7 +142,4 @@ def terms(rows: SparseRows, row: int, vocabulary: Sequence[str]) -> dict[str, fl
 
 def documents(rows: SparseRows, inputs: Sequence[Input], vocabulary: Sequence[str]) -> Documents:
     """The rows as `stair.formats` writes them; an id is a picture's path or the text."""
-    csr = rows.to_csr()
-    arrays = csr.values().numpy(), csr.col_indices().numpy(), csr.crow_indices().numpy()
-    names = [str(entry.picture or entry.name) for entry in inputs]
-    return Documents(scipy.sparse.csr_matrix(arrays, shape=tuple(csr.shape)), names, vocabulary)
+    return Documents(as_csr(rows), [str(entry.picture or entry.name) for entry in inputs], vocabulary)

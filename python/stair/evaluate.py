@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from stair.data import EvaluationSet
 from stair.datasets import Pairs
 from stair.features import FilePictures, features_of
 from stair.model import STAIRModel
+from stair.monitor import Progress
 from stair.processing import STAIRProcessor
 
-Progress = Callable[[str, int, int, dict[str, Any]], None]
 DIRECTIONS = ("text to image", "image to text")
 BATCH = 128
 DEPTH = 10  # the largest k of a recall

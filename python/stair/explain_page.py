@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stair.explain import WHOLE, Explanation, SharedTerm, Term, heard, heat
 from stair.files import replacing
+from stair.templates import write_template
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,17 +30,10 @@ def write_explanation(result: Explanation, image: Image | None, folder: Path | s
         image: the picture that was explained, `fitted`; None when there was none.
         top: terms in each list.
     """
-    import jinja2
-
     from stair.explain_plot import draw
 
     folder = Path(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stair"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("explain.html").render(page_content(result, image, top))
-    with replacing(folder / PAGE) as stream:
-        stream.write(html)
+    write_template("explain.html", page_content(result, image, top), folder / PAGE)
     with replacing(folder / PLOT, "wb") as stream:
         stream.write(draw(result, image))
     return folder / PAGE, folder / PLOT

@@ -13,7 +13,7 @@ from stair.formats import Documents, read, write
 from stair.formats.documents import Meta, Progress
 
 if TYPE_CHECKING:
-    from stair_kernels import SparseIndex
+    pass
 
 
 def vocabulary_of(model_dir: Path) -> list[str]:
@@ -42,29 +42,22 @@ def export(
     Raises:
         ValueError: when there is no index, the vocabulary is missing or of another size, and as `write` does.
     """
-    from stair.search import open_index
+    from stair.search import Collection, open_index
 
     index = open_index(folder)
-    return write(
-        out, _documents(index, folder, keys, model_dir), format=format, keys=keys, scale=scale, progress=progress
-    )
-
-
-def _documents(index: SparseIndex, folder: Path, keys: str, model_dir: Path | None) -> Documents:
-    ids, metadata, vocabulary = index.ids, index.metadata, None
+    collection = Collection.of(folder, index)
+    vocabulary = None
     if keys == "token":
-        if model_dir is None and "model" not in metadata:
+        source = collection.model_dir if model_dir is None and collection is not None else model_dir
+        if source is None:
             raise ValueError(f"--model: {folder} does not say which checkpoint built it; give one, or --keys id")
-        vocabulary = vocabulary_of(model_dir or Path(os.path.normpath(folder.resolve() / metadata["model"])))
+        vocabulary = vocabulary_of(source)
         if len(vocabulary) != index.vocab_size:
             raise ValueError(f"--model: expected a vocabulary of {index.vocab_size} terms, got {len(vocabulary)}")
-    items: list[dict[str, Any]] | None = None
-    if "model" in metadata:
-        from stair.search import Collection
-
-        items = Collection.open(folder).items
-    strings = isinstance(ids, np.ndarray) and ids.dtype.kind not in "iu"
-    return Documents(index.rows(ids), ids.tolist() if strings else np.asarray(ids), vocabulary, items)
+    ids = index.ids
+    names = ids.tolist() if isinstance(ids, np.ndarray) else np.asarray(ids)
+    documents = Documents(index.rows(ids), names, vocabulary, None if collection is None else collection.items)
+    return write(out, documents, format=format, keys=keys, scale=scale, progress=progress)
 
 
 def index_rows(
@@ -89,6 +82,6 @@ def index_rows(
         {"name": Path(name).stem, "picture": str(Path(name).resolve())} if picture else {"name": name}
         for name, picture in zip(names, pictures)
     ]
-    most = max(1, int(np.diff(documents.rows.indptr).max(initial=1)))
+    most = int(np.diff(documents.rows.indptr).max(initial=1))
     save_collection(out_dir, SparseRows.from_csr(documents.rows, k=most), items, model_dir)
     return len(items)

@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stair.data import TrainingSet
 from stair.head import HEADS, TIES
 from stair.losses import Schedule, Stage
+from stair.monitor import Progress
 from stair.parallel import Ranks
 from stair.processing import STAIRProcessor
 from stair.vision import has_bfloat16
 
-Progress = Callable[[str, int, int, dict[str, Any]], None]
 PRECISIONS = ("auto", "float32", "bfloat16")
 RELEASE_EVERY = 10  # steps
 ALONE = Ranks()

@@ -10,8 +10,9 @@ from typing import Any
 from stair.classify import TEMPLATES, Classification, linear_probe, zero_shot
 from stair.datasets import Pairs, load_for_evaluation, load_labelled
 from stair.datasets.plain import read_lines
-from stair.evaluate import Evaluation, Progress, encode_pictures, evaluate_pairs
+from stair.evaluate import Evaluation, encode_pictures, evaluate_pairs
 from stair.model import STAIRModel
+from stair.monitor import Progress
 from stair.processing import STAIRProcessor
 
 

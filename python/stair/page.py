@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stair.console import duration, megabytes
-from stair.files import replacing
+from stair.templates import write_template
 
 if TYPE_CHECKING:
     from stair.demo import DemoResult
@@ -41,14 +41,7 @@ def write_page(result: DemoResult, out_path: Path | str) -> Path:
 
     Reads the index, the items, the pictures and the model below `result.out_dir`.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stair"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("demo.html").render(page_content(result))
-    with replacing(out_path) as stream:
-        stream.write(html)
+    write_template("demo.html", page_content(result), out_path)
     return Path(out_path)
 
 

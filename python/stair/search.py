@@ -146,10 +146,18 @@ class Collection:
         """
         folder = Path(folder)
         index = open_index(folder, mode=mode, timeout=timeout)
-        metadata = index.metadata
-        if metadata.get("format") != FORMAT:
+        collection = Collection.of(folder, index)
+        if collection is None:
             index.close()
             raise ValueError(f"{folder} holds an index without items ({FORMAT}); build one with `stair index build`")
+        return collection
+
+    @staticmethod
+    def of(folder: Path, index: SparseIndex) -> Collection | None:
+        """The collection that an index opened from `folder` is; None when it has no items."""
+        metadata = index.metadata
+        if metadata.get("format") != FORMAT:
+            return None
         model_dir = Path(os.path.normpath(folder.resolve() / metadata["model"]))
         return Collection(folder, index, model_dir, metadata["model_sha256"])
 

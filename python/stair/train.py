@@ -20,10 +20,10 @@ from stair.datasets import Pairs
 from stair.encoders import load_encoders
 from stair.features import FilePictures, PixelValues, features_of
 from stair.files import replacing_folder, require_writable, settle
-from stair.loop import ALONE, Loop, Progress, TrainConfig, TrainResult, peak_rss_mb
+from stair.loop import ALONE, Loop, TrainConfig, TrainResult, peak_rss_mb
 from stair.losses import Schedule, StairObjective
 from stair.model import STAIRModel
-from stair.monitor import Monitor
+from stair.monitor import Monitor, Progress
 from stair.parallel import Ranks
 from stair.pretrained import initial_model
 from stair.processing import STAIRProcessor

@@ -18,8 +18,9 @@ from typing import Any
 
 from stair.files import replacing
 from stair.formats import arrays, ciff, engines, jsonl
-from stair.formats.documents import KEYS, Documents, Meta, Progress, Writer
+from stair.formats.documents import KEYS, Documents, Meta, Progress, Writer, beside
 
+META = "meta.json"
 Reader = Callable[[Path, "Sequence[str] | None", Meta], Documents]
 
 
@@ -60,7 +61,7 @@ def write(
     scale: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Meta:
-    """Writes PATH and what lies beside it, PATH last and whole or not at all; gives what PATH.meta.json says.
+    """Writes PATH and what lies beside it, each whole or not at all; gives what PATH.meta.json says.
 
     Args:
         format: one of FORMATS; by PATH's ending when None.
@@ -88,7 +89,7 @@ def write(
         "ids": "none" if documents.ids is None else "integer" if documents.integer_ids else "string",
     }
     meta |= FORMATS[name].write(path, documents, keys, scale, progress)
-    with replacing(meta_file(path)) as stream:
+    with replacing(beside(path, META)) as stream:
         json.dump(meta, stream, indent=1)
     return meta
 
@@ -118,7 +119,7 @@ def read(
         raise ValueError(f"{path}: no such file")
     meta = read_meta(path)
     if meta.get("format", name) != name:
-        raise ValueError(f"{meta_file(path)}: expected format {name}, got {meta['format']!r}")
+        raise ValueError(f"{beside(path, META)}: expected format {name}, got {meta['format']!r}")
     if scale is not None:
         meta["scale"] = scale
     return reader(path, vocabulary, meta)
@@ -134,13 +135,9 @@ def format_of(path: Path, format: str | None = None) -> str:
     return format or BY_SUFFIX[path.suffix]
 
 
-def meta_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.meta.json")
-
-
 def read_meta(path: Path) -> dict[str, Any]:
     """What lies beside a file, or nothing."""
-    file = meta_file(path)
+    file = beside(path, META)
     if not file.is_file():
         return {}
     try:

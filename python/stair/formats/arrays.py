@@ -11,8 +11,9 @@ import numpy as np
 import scipy.sparse
 
 from stair.files import replacing
-from stair.formats.documents import Documents, Meta, Progress, typed_ids
+from stair.formats.documents import Documents, Meta, Progress, beside, typed_ids
 
+IDS = "ids"  # a line each
 HEADER = 3  # rows, columns, entries
 
 
@@ -21,10 +22,10 @@ def write_csr(path: Path, documents: Documents, keys: str, scale: float | None, 
     rows = documents.rows
     if documents.ids is not None:
         _refuse_line_breaks(documents.names())
-        with replacing(_ids_file(path)) as stream:
+        with replacing(beside(path, IDS)) as stream:
             stream.write("".join(f"{name}\n" for name in documents.names()))
     else:
-        _ids_file(path).unlink(missing_ok=True)
+        beside(path, IDS).unlink(missing_ok=True)
     with replacing(path, "wb") as stream:
         np.array([*rows.shape, rows.nnz], "<i8").tofile(stream)
         for array, dtype in ((rows.indptr, "<i8"), (rows.indices, "<i4"), (rows.data, "<f4")):
@@ -47,8 +48,8 @@ def read_csr(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Docume
         weights = np.fromfile(stream, "<f4", entries)
     _require_csr(path, starts, columns, V)
     names = None
-    if _ids_file(path).is_file():
-        names = typed_ids(_ids_file(path).read_text(encoding="utf-8").splitlines(), meta)
+    if beside(path, IDS).is_file():
+        names = typed_ids(beside(path, IDS).read_text(encoding="utf-8").splitlines(), meta)
     return _checked(path, scipy.sparse.csr_matrix((weights, columns, starts), shape=(N, V)), names, vocabulary)
 
 
@@ -117,10 +118,6 @@ def _checked(
         return Documents(rows, names, vocabulary)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _ids_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.ids")
 
 
 def _refuse_line_breaks(names: Sequence[str]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import scipy.sparse
+
+if TYPE_CHECKING:
+    from stair_kernels import SparseRows
 
 KEYS = ("token", "id")
 Meta: TypeAlias = dict[str, Any]
@@ -97,6 +100,18 @@ def gathered(
         starts.append(len(columns))
     arrays = np.array(data, np.float32), np.array(columns, np.int64), np.array(starts, np.int64)
     return scipy.sparse.csr_matrix(arrays, shape=(len(entries), len(known))), known
+
+
+def as_csr(rows: SparseRows) -> scipy.sparse.csr_matrix:
+    """SciPy's [N, V] of sparse rows."""
+    csr = rows.detach().to("cpu").to_csr()
+    parts = (csr.values(), csr.col_indices(), csr.crow_indices())
+    return scipy.sparse.csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(csr.shape))
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Where what belongs to a file lies: FILE.ending."""
+    return path.with_name(f"{path.name}.{ending}")
 
 
 def known_keys(meta: Meta, vocabulary: Sequence[str] | None) -> Sequence[str] | None:

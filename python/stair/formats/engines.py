@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stair.files import replacing
-from stair.formats.documents import Documents, Meta, Progress
+from stair.formats.documents import Documents, Meta, Progress, beside
 from stair.formats.jsonl import scaled
 
 FIELD = "terms"
@@ -51,7 +51,7 @@ def elasticsearch(path: Path, documents: Documents, keys: str, scale: float | No
 def vespa(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
     """Puts for `vespa feed`; query with wand(terms, {...}) and weights scaled likewise."""
     terms, names, used = documents.terms(keys), documents.names(), scale or VESPA_SCALE
-    with replacing(_beside(path, "sd")) as stream:
+    with replacing(beside(path, "sd")) as stream:
         stream.write(VESPA_SCHEMA)
     with replacing(path) as stream:
         for number, columns, weights in documents.each(progress):
@@ -69,7 +69,7 @@ def qdrant(path: Path, documents: Documents, keys: str, scale: float | None, pro
         documents.ids,
         documents.integer_ids and (documents.ids is None or bool((np.asarray(documents.ids) >= 0).all())),
     )
-    _write_json(_beside(path, "collection.json"), {"sparse_vectors": {FIELD: {}}})
+    _write_json(beside(path, "collection.json"), {"sparse_vectors": {FIELD: {}}})
     with replacing(path) as stream:
         for number, columns, weights in documents.each(progress):
             payload: dict[str, Any] = {} if own or ids is None else {"id": _plain(ids[number])}
@@ -93,7 +93,7 @@ def milvus(path: Path, documents: Documents, keys: str, scale: float | None, pro
         "fields": [{"name": "id", **kind, "primary": True}, {"name": FIELD, "type": "SPARSE_FLOAT_VECTOR"}],
         "index": {"field": FIELD, "type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"},
     }
-    _write_json(_beside(path, "schema.json"), schema)
+    _write_json(beside(path, "schema.json"), schema)
     with replacing(path) as stream:
         for number, columns, weights in documents.each(progress):
             name = number if documents.ids is None else _plain(documents.ids[number])
@@ -110,7 +110,7 @@ def pgvector(path: Path, documents: Documents, keys: str, scale: float | None, p
     if most > PGVECTOR_MOST:
         raise ValueError(f"rows: a sparsevec holds at most {PGVECTOR_MOST:,} terms, got a document with {most:,}")
     V, names, kind = documents.vocab_size, documents.names(), "bigint" if documents.integer_ids else "text"
-    with replacing(_beside(path, "sql")) as stream:
+    with replacing(beside(path, "sql")) as stream:
         stream.write(
             "CREATE EXTENSION IF NOT EXISTS vector;\n"
             f"CREATE TABLE stair (id {kind} PRIMARY KEY, {FIELD} sparsevec({V}));\n"
@@ -130,7 +130,7 @@ def _bulk(path: Path, documents: Documents, keys: str, progress: Progress, field
     names = documents.names()
     terms: Sequence[str] = [f"#{v}" if "." in term else term for v, term in enumerate(documents.terms(keys))]
     mapping = {"mappings": {"properties": {FIELD: field, "item": {"type": "object", "enabled": False}}}}
-    _write_json(_beside(path, "index.json"), mapping)
+    _write_json(beside(path, "index.json"), mapping)
     with replacing(path) as stream:
         for number, columns, weights in documents.each(progress):
             source: dict[str, Any] = {FIELD: dict(zip((terms[column] for column in columns), weights))}
@@ -139,10 +139,6 @@ def _bulk(path: Path, documents: Documents, keys: str, progress: Progress, field
             _line(stream, {"index": {"_id": names[number]}})
             _line(stream, source)
     return {"keys": keys}
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.name}.{ending}")
 
 
 def _write_json(path: Path, value: Any) -> None:
