@@ -124,6 +124,7 @@ setup(
         "stair.adapters",
         "stair.datasets",
         "stair.formats",
+        "stair.serve",
         "stair.templates",
     ],
     package_dir={"stair": "python/stair"},

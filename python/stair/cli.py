@@ -9,7 +9,7 @@ from typing import Annotated, Any
 try:
     import typer
 
-    from stair import cli_index, cli_train, show
+    from stair import cli_index, cli_serve, cli_train, show
     from stair.console import Commands, StoppedError, err, out, stages
     from stair.options import (
         DEMO,
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Sparse text and image representations: train, encode, index, search, explain.\n\n"
+    help="Sparse text and image representations: train, encode, index, search, serve, explain.\n\n"
     'Start with `stair demo`, then `stair search --index out/demo/index "a red fruit"`. '
     "`--debug` anywhere shows the traceback of an error.",
 )
@@ -250,6 +250,7 @@ def explain(
 
 app.command()(cli_train.train)
 app.command("eval")(cli_train.evaluate)
+app.command()(cli_serve.serve)
 
 
 @app.command()
