@@ -1,7 +1,8 @@
 """The documentation: it builds without a warning and loads nothing from a network, and what its code blocks say works.
 
-Python blocks are run, and the `stair` commands of shell blocks; FAST says what is run in a long one's place. YAML is
-read as a recipe. Other commands are looked up: Make targets, files, options.
+Python blocks are run, and the `stair` and `curl` commands of shell blocks; FAST says what is run in a long one's place,
+`stair serve` runs while the rest of its page does. YAML is read as a recipe. Other commands are looked up: Make
+targets, files, options.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ import stair
 import torch
 import typer
 from PIL import Image
+from serving import running
 from stair.cli import app
 from stair.recipe import read_recipe
+from stair.serve import Folder
 from typer.testing import CliRunner
 
 import stair_kernels as sk
@@ -33,6 +38,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:stair|make|pip|python|bash|\.venv/bin/\w[\w-]*) \S")
 APPLE = "out/demo/pictures/openmoji/1F34E.png"  # the short demo draws other pictures
+SERVED = "127.0.0.1:8000"  # where a page says that its service is
 FAST = {"stair train photos --out out/mine --minutes 10": "stair train photos --out out/mine --steps 2 --batch 4"}
 
 
@@ -102,20 +108,29 @@ def of_training(group: Any) -> dict[str, object]:
 def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, group: Any) -> None:
     names: dict[str, object] = of_training(group) if page == "docs/training.md" else {}
     drawn = next((place / "out/demo/pictures/openmoji").glob("*.png"))
-    for number, (kind, text) in enumerate(blocks(page), 1):
-        assert kind in ("python", "sh", "yaml"), f"{page}: a block of {kind}"
-        if kind == "python":
-            exec(compile(text, f"{page}, block {number}", "exec"), names)
-            continue
-        if kind == "yaml":  # a recipe
-            Path("recipe.yaml").write_text(text, encoding="utf-8")
-            read_recipe(Path("recipe.yaml"), {})  # refuses unknown names, types and values
-            continue
-        for line in text.splitlines():
-            command = without_comment(line)
-            if command.startswith("stair "):
-                printed = run(FAST.get(command, command).replace(APPLE, str(drawn)))
-                assert printed.strip(), command
+    with ExitStack() as services:
+        address = SERVED
+        for number, (kind, text) in enumerate(blocks(page), 1):
+            assert kind in ("python", "sh", "yaml"), f"{page}: a block of {kind}"
+            if kind == "python":
+                code = text.replace(SERVED, address)
+                exec(compile(code, f"{page}, block {number}", "exec"), names)
+                continue
+            if kind == "yaml":  # a recipe
+                Path("recipe.yaml").write_text(text, encoding="utf-8")
+                read_recipe(Path("recipe.yaml"), {})  # refuses unknown names, types and values
+                continue
+            for line in text.splitlines():
+                command = without_comment(line)
+                if command.startswith("stair serve "):
+                    client = services.enter_context(running(Folder(Path(shlex.split(command)[2]))))
+                    address = f"127.0.0.1:{client.port}"
+                elif command.startswith("stair "):
+                    printed = run(FAST.get(command, command).replace(APPLE, str(drawn)))
+                    assert printed.strip(), command
+                elif command.startswith("curl ") and shutil.which("curl"):
+                    words = [*shlex.split(command.replace(SERVED, address)), "--silent", "--show-error", "--fail"]
+                    assert subprocess.run(words, capture_output=True, check=True, timeout=60).stdout, command
 
 
 def test_the_written_recipe_has_every_name_with_its_default(tmp_path: Path) -> None:

@@ -51,13 +51,20 @@ def matches_of(
     query: tuple[np.ndarray, np.ndarray],  # weights [K], vocabulary entries [K]
     item: tuple[np.ndarray, np.ndarray],
     vocabulary: Sequence[str],  # [V]
+    most: int | None = None,
 ) -> list[Match]:
-    """The entries two rows share, largest part of sum_v query[v] * item[v] first."""
-    weights = {int(v): float(weight) for weight, v in zip(*item) if v >= 0}
-    shared = [(int(v), float(weight), weights[int(v)]) for weight, v in zip(*query) if v >= 0 and int(v) in weights]
-    score = sum(q * d for _, q, d in shared)
-    found = [Match(vocabulary[v], q, d, q * d / score if score else 0.0) for v, q, d in shared]
-    return sorted(found, key=lambda match: -match.share)
+    """The `most` entries that make up most of sum_v query[v] * item[v], largest part first; ties by lower entry."""
+    order = np.argsort(query[1], kind="stable")
+    entries, weights = query[1][order], query[0][order].astype(np.float64)
+    at = np.searchsorted(entries, item[1])
+    at[at == len(entries)] = -1
+    shared = (entries[at] == item[1]) & (item[1] >= 0) if len(entries) else np.zeros(len(at), bool)
+    v, q, d = item[1][shared], weights[at[shared]], item[0][shared].astype(np.float64)
+    products = q * d
+    best = np.lexsort((v, -products))
+    shares = products / (products[best].sum() or 1.0)
+    columns = (column[best[:most]].tolist() for column in (v, q, d, shares))
+    return [Match(vocabulary[v], q, d, share) for v, q, d, share in zip(*columns)]
 
 
 def item_id(item: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ def _explained(
         terms = [{"term": vocabulary[int(row[1][j])], "weight": float(row[0][j])} for j in order]
         made = []
         for rank, (score, i) in enumerate(hits, 1):
-            matched = matches_of(row, documents[i], vocabulary)[: query.matches] if query.matches else []
+            matched = matches_of(row, documents[i], vocabulary, query.matches) if query.matches else []
             made.append(
                 {
                     "rank": rank,
