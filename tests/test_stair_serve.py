@@ -380,7 +380,7 @@ def test_reloads_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None
             generations.append(found.json["generation"])
         return generations
 
-    with running(Folder(tmp_path / "index")) as client, ThreadPoolExecutor(4) as pool:
+    with running(Folder(tmp_path / "index"), Settings(batch=3, threads=2)) as client, ThreadPoolExecutor(4) as pool:
         loads = [pool.submit(hammer, client) for _ in range(4)]
         try:
             for generation in range(2, 22):

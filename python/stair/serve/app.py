@@ -5,7 +5,6 @@
 import asyncio
 import base64
 import hashlib
-import logging
 import re
 import signal
 import threading
@@ -29,7 +28,6 @@ from stair.serve.source import Served, Source
 from stair.templates import rendered
 from stair_kernels.version import __version__
 
-log = logging.getLogger("stair.serve")
 LOST_OR_LATE = documented(400, 413, 422, 503, 504)
 
 
@@ -75,14 +73,8 @@ def _reload_on_hangup(service: Service) -> Callable[[], Any]:
         return lambda: None
     loop, running = asyncio.get_running_loop(), set()
 
-    async def reload() -> None:
-        try:
-            await service.reload()
-        except (ValueError, OSError):
-            log.info("SIGHUP changed nothing")
-
     def hangup() -> None:
-        task = loop.create_task(reload())
+        task = loop.create_task(service.reload_quietly())
         running.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(running.discard)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,6 @@ from stair.serve.metrics import Metrics
 from stair.serve.pictures import decoded
 from stair.serve.settings import Settings
 from stair.serve.source import Encoder, Holder, Served, Source
-
-log = logging.getLogger("stair.serve")
 
 
 class Service:
@@ -59,15 +57,17 @@ class Service:
         """The generation; as Holder.reload raises."""
         return await asyncio.to_thread(self.holder.reload)
 
+    async def reload_quietly(self) -> None:
+        """As reload, for nobody who could be told: the holder has logged what went wrong."""
+        with suppress(Exception):
+            await self.reload()
+
     async def watch(self) -> None:
         """Reloads whenever there is another index, until cancelled."""
         while True:
             await asyncio.sleep(self.settings.watch_s)
             if await asyncio.to_thread(self.holder.stale):
-                try:
-                    await self.reload()
-                except (ValueError, OSError):
-                    log.info("tried again when it changes")
+                await self.reload_quietly()
 
     async def ask(self, query: Query) -> dict[str, Any]:
         """The query's answer. RefusedError 503 while too many wait."""
