@@ -313,6 +313,13 @@ ENGINES_REFUSE = {
     "long id": ("milvus", {"ids": ["x" * 65_536]}, {}, "ids: expected at most 65,535 bytes"),
     "NUL": ("pgvector", {"ids": ["a\0"]}, {}, "ids: expected text without NUL"),
     "sparsevec": ("pgvector", {"rows": [[1.0] * 16_001]}, {}, "at most 16,000 terms"),
+    "500,001 columns": (
+        "seekdb",
+        {"rows": scipy.sparse.csr_matrix((1, 500_001))},
+        {"keys": "id"},
+        "at most 500,000 columns",
+    ),
+    "spaces": ("seekdb", {"rows": [[1.0], [1.0]], "ids": ["a", "a "]}, {}, "ids: expected some that differ in more"),
     "513 characters": ("seekdb", {"ids": ["x" * 513]}, {}, "ids: expected at most 512 characters"),
 }
 
@@ -320,12 +327,8 @@ ENGINES_REFUSE = {
 @pytest.mark.parametrize("limit", ENGINES_REFUSE)
 def test_what_an_engine_refuses_is_not_written(tmp_path: Path, limit: str) -> None:
     format, given, options, message = ENGINES_REFUSE[limit]
-    rows = scipy.sparse.csr_matrix(np.array(given.get("rows", [[1.0]]), np.float32))
+    rows = scipy.sparse.csr_matrix(given.get("rows", [[1.0]]), dtype=np.float32)
+    vocabulary = [f"w{v}" for v in range(rows.shape[1])]
     with pytest.raises(ValueError, match=message):
-        write(
-            tmp_path / "x",
-            Documents(rows, given.get("ids"), [f"w{v}" for v in range(rows.shape[1])]),
-            format=format,
-            **options,
-        )
+        write(tmp_path / "x", Documents(rows, given.get("ids"), vocabulary), format=format, **options)
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,8 @@ FIELD = "terms"
 VESPA_SCALE = 1000.0
 PGVECTOR_MOST = 16_000  # entries of a sparsevec
 MILVUS_NAME = 65_535  # bytes of a VARCHAR, the most there are
-SEEKDB_NAME = 512  # characters of the key
+SEEKDB_NAME = 512  # characters of the key, whose collation does not see spaces at its end
+SEEKDB_TERMS = 500_000  # a term's number is below
 SEEKDB_ROWS = 100  # an INSERT
 MILVUS_TYPES = {"INT64": 5, "VARCHAR": 21, "JSON": 23, "SPARSE_FLOAT_VECTOR": 104}  # pymilvus.DataType
 BULK_NAME = 512  # bytes of an _id
@@ -156,6 +157,10 @@ def seekdb(path: Path, documents: Documents, keys: str, scale: float | None, pro
     """SQL, a statement a line: the table with its index, then its rows, some at a time."""
     names = documents.names()
     _require(names, "ids", lambda name: len(name) <= SEEKDB_NAME, f"at most {SEEKDB_NAME} characters for seekdb")
+    if documents.vocab_size > SEEKDB_TERMS:
+        raise ValueError(f"rows: expected at most {SEEKDB_TERMS:,} columns for seekdb, got {documents.vocab_size:,}")
+    if len({name.rstrip(" ") for name in names}) < len(names):
+        raise ValueError("ids: expected some that differ in more than spaces at their end, for seekdb; got others")
     kind = "BIGINT" if documents.integer_ids else f"VARCHAR({SEEKDB_NAME}) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
     with replacing(path) as stream:
         stream.write(
