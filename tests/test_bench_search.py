@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import peers
+import peers_inverted
 import pytest
 import scipy.sparse
 import wordnet
@@ -56,3 +57,16 @@ def test_engines_take_turns_and_absent_ones_are_named(
     assert [(row[0], row[2]) for row in rows] == [("| stair_kernels", "1.0000")] * 2 + [("| scipy", "1.0000")]
     assert "pyvsag is not installed and left out" in captured.err
     assert "<svg" in picture.read_text()
+
+
+def test_inverted_lists_as_pisa_reads_them(tmp_path: Path) -> None:
+    rows = scipy.sparse.csr_matrix(np.array([[0.5, 0, 1.0], [0.001, 0, 0.25]], np.float32))
+    peers_inverted._write_inverted(rows, tmp_path)
+    read = {name: np.fromfile(tmp_path / f"inv.{name}", np.uint32).tolist() for name in ("docs", "freqs", "sizes")}
+    assert read == {
+        "docs": [1, 2, 2, 0, 1, 2, 0, 1],
+        "freqs": [2, 128, 1, 2, 255, 64],
+        "sizes": [2, 128 + 255, 1 + 64],
+    }
+    assert (tmp_path / "fwd.terms").read_text() == "0\n2\n"
+    assert (tmp_path / "fwd.documents").read_text() == "0\n1\n"

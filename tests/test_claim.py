@@ -9,13 +9,17 @@ from typing import Any
 
 import claim
 import claim_report
+import claim_why
 import numpy as np
 import pytest
 import torch
 from stair import STAIRModel, STAIRProcessor
+from stair.baseline import DenseCLIP
 from stair.data import EmojiSplit
 from stair.demo import Material
 from stair.emoji import Concept
+from stair.head import TokenHead
+from stair.pretrained import start_linear
 from tiny_stair import save_checkpoint
 
 import stair_kernels as sk
@@ -99,3 +103,35 @@ def test_naming_counts_the_word_pieces_of_name_and_keywords(tmp_path: Path) -> N
     entries = [[processor.tokenizer.token_to_id(word) for word in ("fruit", "dog", "red", "[CLS]", "w3")] + [-1] * 5]
     indices = sk.SparseRows(torch.zeros(1, 10), torch.tensor(entries, dtype=torch.int32), None, 80).indices
     assert claim.naming(indices, [concept], processor) == [20.0, 40.0]
+
+
+def test_the_parts_of_the_head_lead_from_clip_to_its_formula(tmp_path: Path) -> None:
+    model, processor = start(save_checkpoint(tmp_path / "start"))
+    texts, features = processor.encode(["red apple", "dog"]), torch.randn(2, 4, 432)
+    plain, whole = claim_why.Parts(), claim_why.Parts(True, True, "transform")
+    torch.manual_seed(0)
+    clip = DenseCLIP(model, 8).eval()
+    torch.manual_seed(0)
+    same = claim_why.Between(model, plain, 8).eval()
+    assert torch.equal(clip.encode_text(**texts), same.encode_text(**texts))
+    assert torch.equal(clip.encode_image(image_features=features), same.encode_image(image_features=features))
+    other = claim_why.Between(model, whole, 8).eval()
+    head = model.image_head
+    transformed = head.norm(torch.nn.functional.gelu(head.dense(other.image_tower(features))))
+    row = torch.log1p(torch.relu(other.image_projection(transformed).amax(1)))
+    expected = torch.nn.functional.normalize(row, dim=1)
+    torch.testing.assert_close(other.encode_image(image_features=features), expected)
+    fronts = {id(p) for front in (other.text_front, other.image_front) for p in front.parameters()}
+    groups = claim_why.BetweenObjective(other).groups()
+    assert len(fronts) == 8
+    assert fronts <= {id(p) for group in groups for p in group["params"]}
+
+
+def test_a_linear_start_is_the_layer_norm_alone() -> None:
+    torch.manual_seed(0)
+    head, hidden = TokenHead(64, 10), torch.randn(3, 5, 64)
+    start_linear(head)
+    found, wanted = head.inputs(hidden).hidden, torch.nn.functional.layer_norm(hidden, (64,))
+    assert (found - wanted).abs().mean() < 0.1  # of values around 1
+    with pytest.raises(ValueError, match=r"head: expected the same width before and after, got \[64, 32\]"):
+        start_linear(TokenHead(32, 10, width=64))

@@ -235,10 +235,11 @@ def lines_of(path: Path) -> list[Any]:
 @pytest.mark.parametrize("engine", ["opensearch", "elasticsearch"])
 def test_bulk_requests(tmp_path: Path, engine: str) -> None:
     documents = made(ids=["a", "b", "c", "d", "e"], vocabulary=VOCABULARY, items=ITEMS)
-    write(tmp_path / "x.ndjson", documents, format=engine)
+    meta = write(tmp_path / "x.ndjson", documents, format=engine)
     lines = lines_of(tmp_path / "x.ndjson")
     assert [line["index"]["_id"] for line in lines[::2]] == ["a", "b", "c", "d", "e"]
-    renamed = {".": "#2", "apple.pie": "#3"}  # neither engine takes a dot in a feature's name
+    renamed = {".": "#2", "apple.pie": "#3#"}  # no dot in a feature's name, and "#3" is taken
+    assert meta["renamed"] == renamed
     for number, source in enumerate(lines[1::2]):
         row = documents.rows[[number]]
         expected = {renamed.get(VOCABULARY[v], VOCABULARY[v]): w for v, w in zip(row.indices, row.data)}
@@ -266,16 +267,19 @@ def test_points_and_rows(tmp_path: Path) -> None:
     write(tmp_path / "q.jsonl", documents, format="qdrant")
     write(tmp_path / "m.jsonl", documents, format="milvus")
     row = documents.rows[[2]]
-    for name in ("q", "m"):
-        line = lines_of(tmp_path / f"{name}.jsonl")[2]
-        vector = line["vector"]["terms"] if name == "q" else line["terms"]
-        assert vector["indices"] == row.indices.tolist()
-        assert np.array_equal(np.array(vector["values"], np.float32), row.data)
+    vector = lines_of(tmp_path / "q.jsonl")[2]["vector"]["terms"]
+    assert vector["indices"] == row.indices.tolist()
+    assert np.array_equal(np.array(vector["values"], np.float32), row.data)
+    terms = lines_of(tmp_path / "m.jsonl")[2]["terms"]
+    assert list(terms) == [str(v) for v in row.indices]
+    assert np.array_equal(np.array(list(terms.values()), np.float32), row.data)
     assert lines_of(tmp_path / "q.jsonl")[2]["payload"] == {"id": "c", "item": ITEMS[2]}
     assert [line["id"] for line in lines_of(tmp_path / "m.jsonl")] == ["a", "b", "c", "d", "e"]
     numbered = made(ids=np.array([5, 6, 7, 8, 2**40]))
     write(tmp_path / "q.jsonl", numbered, format="qdrant")
     assert [line["id"] for line in lines_of(tmp_path / "q.jsonl")] == [5, 6, 7, 8, 2**40]
+    write(tmp_path / "m.jsonl", numbered, format="milvus")
+    assert [line["id"] for line in lines_of(tmp_path / "m.jsonl")] == [5, 6, 7, 8, 2**40]
     with pytest.raises(ValueError, match="Milvus stores no empty vector"):
         write(tmp_path / "m.jsonl", Documents(scipy.sparse.csr_matrix((2, 3), dtype=np.float32)), format="milvus")
 
@@ -285,3 +289,46 @@ def test_copy_of_pgvector(tmp_path: Path) -> None:
     write(tmp_path / "x.tsv", Documents(rows, ["a\tb", "c\\"]), format="pgvector")
     assert (tmp_path / "x.tsv").read_text() == "a\\tb\t{2:1.5}/3\nc\\\\\t{1:0.1,3:2.0}/3\n"
     assert "sparsevec(3)" in (tmp_path / "x.tsv.sql").read_text()
+
+
+def test_statements_of_seekdb(tmp_path: Path) -> None:
+    rows = scipy.sparse.csr_matrix(np.array([[0, 1.5, 0], [0.1, 0, 2]], np.float32))
+    write(tmp_path / "x.sql", Documents(rows, ["it's\n", "c\\"]), format="seekdb")
+    lines = (tmp_path / "x.sql").read_text().splitlines()
+    values = r"('it''s\n', '{1:1.5}'), ('c\\', '{0:0.1,2:2.0}')"
+    assert lines[1:] == [f"INSERT INTO stair (id, terms) VALUES {values};"]
+    numbered = Documents(scipy.sparse.csr_matrix(np.ones((201, 1), np.float32)))
+    write(tmp_path / "x.sql", numbered, format="seekdb")
+    lines = (tmp_path / "x.sql").read_text().splitlines()
+    assert "id BIGINT" in lines[0]
+    assert [line.count("{0:1.0}") for line in lines[1:]] == [100, 100, 1]
+
+
+ENGINES_REFUSE = {
+    "id of 513 bytes": ("opensearch", {"ids": ["é" * 256 + "x"]}, {}, "ids: expected 1 to 512 bytes"),
+    "no id": ("elasticsearch", {"ids": [""]}, {}, "ids: expected 1 to 512 bytes of UTF-8, got ''"),
+    "subnormal": ("elasticsearch", {"rows": [[1e-39]]}, {}, "rows: expected weights >= 1.17549"),
+    "control character": ("vespa", {"ids": ["a\x01"]}, {}, "ids: expected text without control characters"),
+    "int32": ("vespa", {}, {"scale": 1e10}, "scale: expected at most 2.14748e\\+09"),
+    "long id": ("milvus", {"ids": ["x" * 65_536]}, {}, "ids: expected at most 65,535 bytes"),
+    "NUL": ("pgvector", {"ids": ["a\0"]}, {}, "ids: expected text without NUL"),
+    "sparsevec": ("pgvector", {"rows": [[1.0] * 16_001]}, {}, "at most 16,000 terms"),
+    "500,001 columns": (
+        "seekdb",
+        {"rows": scipy.sparse.csr_matrix((1, 500_001))},
+        {"keys": "id"},
+        "at most 500,000 columns",
+    ),
+    "spaces": ("seekdb", {"rows": [[1.0], [1.0]], "ids": ["a", "a "]}, {}, "ids: expected some that differ in more"),
+    "513 characters": ("seekdb", {"ids": ["x" * 513]}, {}, "ids: expected at most 512 characters"),
+}
+
+
+@pytest.mark.parametrize("limit", ENGINES_REFUSE)
+def test_what_an_engine_refuses_is_not_written(tmp_path: Path, limit: str) -> None:
+    format, given, options, message = ENGINES_REFUSE[limit]
+    rows = scipy.sparse.csr_matrix(given.get("rows", [[1.0]]), dtype=np.float32)
+    vocabulary = [f"w{v}" for v in range(rows.shape[1])]
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "x", Documents(rows, given.get("ids"), vocabulary), format=format, **options)
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kMaxTerms = 4096;  // above, rounding up takes a notable part of a 16-bit sum
 constexpr double kTopSum = 64000;    // what the largest possible score is scaled to
 constexpr double kLeastPart = 0.2;   // of the largest possible score: what the threshold may be expected to be
-constexpr double kRarePart = 0.5;    // or of what the terms without block maxima can add
+constexpr double kRarePart = 0.35;   // or of what the terms without block maxima can add
+constexpr double kCommon = 6;        // times k: documents of a term that counts whole
 constexpr double kFlatPart = 0.05;   // of that threshold: what the sums may be too large by
 
 bool better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
@@ -98,12 +99,15 @@ void Searcher::split() {
   n_optional_ = n_flat_ = 0;
   flat_sum_ = 0;
   optional_.clear();
-  double rare = 0;
+  // A term of few documents says little of the k-th best.
+  double all = 0, rare = 0;
   for (Term& term : terms_) {
     term.order = term.info.slot < 0 ? HUGE_VAL : term.bound / term.info.count;
-    if (term.info.slot < 0) rare += term.bound;
+    const double part = std::min(1.0, term.info.count / (kCommon * static_cast<double>(k_)));
+    all += part * term.bound;
+    if (term.info.slot < 0) rare += part * term.bound;
   }
-  const double threshold = std::max(kLeastPart * most_, kRarePart * rare);
+  const double threshold = std::max(kLeastPart * all, kRarePart * rare);
   if (static_cast<int64_t>(k_) * 64 > layout_.n_documents) return;  // no threshold to speak of
   std::sort(terms_.begin(), terms_.end(), [](const Term& a, const Term& b) {
     return a.order < b.order || (a.order == b.order && a.number < b.number);

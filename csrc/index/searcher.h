@@ -83,6 +83,7 @@ class Searcher {
   template <class BoundOf>
   void list_candidates(const BoundOf& bound_of);
   void finish();
+  bool offer_all(const Candidate* first, const Candidate* last);
   void score_all();
 
   uint16_t least() const;

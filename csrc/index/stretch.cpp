@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kExpandRarity = 4;    // terms of at least every 4th document are added by groups
 constexpr int64_t kSeedLanes = 3;       // maxima above the first threshold, for each of k
+constexpr int64_t kFinishFirst = 64;    // candidates that are sorted at first
 constexpr double kRemainderPart = 0.6;  // of the remainder that a document is expected not to get
 
 }  // namespace
@@ -193,15 +194,30 @@ void Searcher::refine_all(int64_t first, int64_t n_terms, int64_t n_chunks) {
   }
 }
 
+// The largest bounds come first, but not more of them are sorted than are needed.
 void Searcher::finish() {
   list_candidates([&](uint32_t document) { return sums_[document]; });
-  std::sort(candidates_.begin(), candidates_.end());
-  constexpr size_t kAhead = 4;
-  for (size_t i = 0; i < std::min(kAhead, candidates_.size()); i++) fetch_row(base_ + candidates_[i].document);
-  for (size_t i = 0; i < candidates_.size() && candidates_[i].bound >= least(); i++) {
-    if (i + kAhead < candidates_.size()) fetch_row(base_ + candidates_[i + kAhead].document);
-    offer(base_ + candidates_[i].document);
+  Candidate* first = candidates_.data();
+  Candidate* const end = first + candidates_.size();
+  for (int64_t wanted = kFinishFirst; first < end; wanted *= 2) {
+    Candidate* const last = first + std::min(wanted, end - first);
+    if (last < end) std::nth_element(first, last, end);
+    std::sort(first, last);
+    if (!offer_all(first, last)) return;
+    first = last;
   }
+}
+
+// Scores candidates until one's bound falls below the threshold; whether none did.
+bool Searcher::offer_all(const Candidate* first, const Candidate* last) {
+  constexpr int64_t kAhead = 4;
+  for (int64_t i = 0; i < std::min(kAhead, last - first); i++) fetch_row(base_ + first[i].document);
+  for (; first < last; first++) {
+    if (first->bound < least()) return false;
+    if (last - first > kAhead) fetch_row(base_ + first[kAhead].document);
+    offer(base_ + first->document);
+  }
+  return true;
 }
 
 }  // namespace stair

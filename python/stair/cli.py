@@ -124,8 +124,8 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="csr (big-ann), npz, jsonl, ciff, opensearch, elasticsearch, vespa, qdrant, milvus or pgvector.  "
-            "[default: by the ending of --out]",
+            help="csr (big-ann), npz, jsonl, ciff, opensearch, elasticsearch, vespa, qdrant, milvus, pgvector or "
+            "seekdb.  [default: by the ending of --out]",
             show_default=False,
         ),
     ] = None,

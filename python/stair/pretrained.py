@@ -1,4 +1,4 @@
-"""Where training starts: SPLADE-tiny's text tower and its head for both towers, EfficientNet-lite0's features."""
+"""Where training starts: SPLADE-tiny's text tower and head, its words for images too; EfficientNet-lite0's features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from stair.emoji import lite0_file, splade_folder
 from stair.encoders import NEVER
@@ -24,16 +24,22 @@ def initial_model(**config: Any) -> tuple[STAIRModel, STAIRProcessor]:
     Raises:
         DemoDataMissingError: when the packages that hold the weights are not installed.
     """
-    splade, lite0 = splade_folder(), lite0_file()
-    tokenizer = Tokenizer.from_file(str(splade / "tokenizer.json"))
+    lite0 = lite0_file()
+    tokenizer = Tokenizer.from_file(str(splade_folder() / "tokenizer.json"))
     model = STAIRModel(STAIRConfig({"vocab_size": tokenizer.get_vocab_size()}, **config))
-    state = {_current_name(name): tensor for name, tensor in load_file(str(splade / "model.safetensors")).items()}
+    state = splade_state()
     load_text_tower(model, state)
     for head in (model.text_head, model.image_head):
         load_head(head, state)
         silence(head, tokenizer)
+    start_linear(model.image_head)
     load_backbone(model.backbone, lite0)
     return model, STAIRProcessor(tokenizer, model.config.image_size)
+
+
+def splade_state() -> dict[str, Tensor]:
+    """SPLADE-tiny's tensors."""
+    return {_current_name(name): part for name, part in load_file(str(splade_folder() / "model.safetensors")).items()}
 
 
 def load_text_tower(model: STAIRModel, state: dict[str, Tensor]) -> None:
@@ -58,6 +64,21 @@ def load_head(head: TokenHead, state: dict[str, Tensor]) -> None:
         "bias": "cls.predictions.bias",
     }
     head.load_state_dict({own: state[name] for own, name in names.items()})
+
+
+@torch.no_grad()
+def start_linear(head: TokenHead) -> None:
+    """Makes a head's transform close to the identity, up to its LayerNorm, which takes the shift away again.
+
+    norm(gelu(x + 2)) is nearly norm(x). The words' transform is made for words: on pictures it only slows training
+    (docs/claim.md). Raises ValueError for a head that changes the width.
+    """
+    weight = head.dense.weight
+    if weight.shape[0] != weight.shape[1]:
+        raise ValueError(f"head: expected the same width before and after, got {list(weight.shape)}")
+    nn.init.eye_(weight)
+    nn.init.constant_(head.dense.bias, 2.0)
+    head.norm.reset_parameters()
 
 
 @torch.no_grad()

@@ -48,6 +48,7 @@ FORMATS = {
     "qdrant": Format(".jsonl", "points with a sparse vector", engines.qdrant),
     "milvus": Format(".jsonl", "rows with a SPARSE_FLOAT_VECTOR", engines.milvus),
     "pgvector": Format(".tsv", "COPY of a table with a sparsevec", engines.pgvector),
+    "seekdb": Format(".sql", "statements, a table with a SPARSEVECTOR", engines.seekdb),
 }
 BY_SUFFIX = {".csr": "csr", ".npz": "npz", ".jsonl": "jsonl", ".ciff": "ciff"}
 

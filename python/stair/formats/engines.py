@@ -2,13 +2,14 @@
 
 The field is `terms`; the score that the engine computes is the inner product with a query's terms, as the engine rounds
 it: OpenSearch and Elasticsearch keep 9 significant bits of a weight, Vespa's weighted sets hold integers, the others
-float32.
+float32. What an engine is known to refuse is refused here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,24 @@ from stair.formats.jsonl import scaled
 FIELD = "terms"
 VESPA_SCALE = 1000.0
 PGVECTOR_MOST = 16_000  # entries of a sparsevec
+MILVUS_NAME = 65_535  # bytes of a VARCHAR, the most there are
+SEEKDB_NAME = 512  # characters of the key, whose collation does not see spaces at its end
+SEEKDB_TERMS = 500_000  # a term's number is below
+SEEKDB_ROWS = 100  # an INSERT
+MILVUS_TYPES = {"INT64": 5, "VARCHAR": 21, "JSON": 23, "SPARSE_FLOAT_VECTOR": 104}  # pymilvus.DataType
+BULK_NAME = 512  # bytes of an _id
+BULK_LEAST = 2.0**-126  # Lucene's FeatureField takes normal floats
+VESPA_MOST = 2**31 - 1  # weights are int32
+NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # Vespa's strings have none of these
 VESPA_SCHEMA = """schema stair {
     document stair {
         field terms type weightedset<string> {
             indexing: summary | attribute
             attribute: fast-search
+            match: cased
+            dictionary {
+                cased
+            }
         }
         field item type string {
             indexing: summary
@@ -51,6 +65,13 @@ def elasticsearch(path: Path, documents: Documents, keys: str, scale: float | No
 def vespa(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
     """Puts for `vespa feed`; query with wand(terms, {...}) and weights scaled likewise."""
     terms, names, used = documents.terms(keys), documents.names(), scale or VESPA_SCALE
+    for what, texts in (("ids", names), ("vocabulary", terms)):
+        _require(texts, what, lambda text: not NOT_TEXT.search(text), "text without control characters for Vespa")
+    heaviest = float(documents.rows.data.max(initial=0))
+    if heaviest * used > VESPA_MOST:
+        raise ValueError(
+            f"scale: expected at most {VESPA_MOST / heaviest:.6g}, since weights are integers below 2^31, got {used}"
+        )
     with replacing(beside(path, "sd")) as stream:
         stream.write(VESPA_SCHEMA)
     with replacing(path) as stream:
@@ -83,21 +104,27 @@ def qdrant(path: Path, documents: Documents, keys: str, scale: float | None, pro
 
 def milvus(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
     """Rows for MilvusClient.insert or a bulk import; a document without a term cannot be stored and is refused."""
-    empty = np.flatnonzero(np.diff(documents.rows.indptr) == 0)
+    names, empty = documents.names(), np.flatnonzero(np.diff(documents.rows.indptr) == 0)
     if len(empty):
         raise ValueError(
-            f"rows: Milvus stores no empty vector; expected terms in each document, got none in {empty[0]}"
+            f"rows: Milvus stores no empty vector; expected terms in each document, got none in {names[empty[0]]!r}"
         )
-    kind = {"type": "INT64"} if documents.integer_ids else {"type": "VARCHAR", "max_length": 65535}
-    schema = {
-        "fields": [{"name": "id", **kind, "primary": True}, {"name": FIELD, "type": "SPARSE_FLOAT_VECTOR"}],
-        "index": {"field": FIELD, "type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"},
-    }
-    _write_json(beside(path, "schema.json"), schema)
+    integers = documents.integer_ids
+    _require(names, "ids", lambda name: len(name.encode()) <= MILVUS_NAME, f"at most {MILVUS_NAME:,} bytes for Milvus")
+    key = (
+        {"type": MILVUS_TYPES["INT64"]}
+        if integers
+        else {"type": MILVUS_TYPES["VARCHAR"], "params": {"max_length": MILVUS_NAME}}
+    )
+    fields = [{"name": "id", **key, "is_primary": True}, {"name": FIELD, "type": MILVUS_TYPES["SPARSE_FLOAT_VECTOR"]}]
+    if documents.items is not None:
+        fields.append({"name": "item", "type": MILVUS_TYPES["JSON"]})
+    index = {"field_name": FIELD, "index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"}
+    _write_json(beside(path, "schema.json"), {"schema": {"auto_id": False, "fields": fields}, "index": index})
     with replacing(path) as stream:
         for number, columns, weights in documents.each(progress):
-            name = number if documents.ids is None else _plain(documents.ids[number])
-            row: dict[str, Any] = {"id": name, FIELD: {"indices": columns, "values": weights}}
+            row: dict[str, Any] = {"id": int(names[number]) if integers else names[number]}
+            row[FIELD] = dict(zip(map(str, columns), weights))
             if documents.items is not None:
                 row["item"] = documents.items[number]
             _line(stream, row)
@@ -110,11 +137,12 @@ def pgvector(path: Path, documents: Documents, keys: str, scale: float | None, p
     if most > PGVECTOR_MOST:
         raise ValueError(f"rows: a sparsevec holds at most {PGVECTOR_MOST:,} terms, got a document with {most:,}")
     V, names, kind = documents.vocab_size, documents.names(), "bigint" if documents.integer_ids else "text"
+    _require(names, "ids", lambda name: "\0" not in name, "text without NUL for PostgreSQL")
     with replacing(beside(path, "sql")) as stream:
         stream.write(
             "CREATE EXTENSION IF NOT EXISTS vector;\n"
             f"CREATE TABLE stair (id {kind} PRIMARY KEY, {FIELD} sparsevec({V}));\n"
-            f"\\copy stair (id, {FIELD}) FROM '{path.name}'\n"
+            f"\\copy stair (id, {FIELD}) FROM {_sql_text(path.name)}\n"
             f"-- SELECT id, -({FIELD} <#> '{{1:0.5}}/{V}') AS score FROM stair"
             f" ORDER BY {FIELD} <#> '{{1:0.5}}/{V}' LIMIT 10;\n"
         )
@@ -125,10 +153,44 @@ def pgvector(path: Path, documents: Documents, keys: str, scale: float | None, p
     return {"keys": "id"}
 
 
-def _bulk(path: Path, documents: Documents, keys: str, progress: Progress, field: dict[str, Any]) -> Meta:
-    """An action line and a document line each. A term with a dot, which both engines refuse, is written as #number."""
+def seekdb(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
+    """SQL, a statement a line: the table with its index, then its rows, some at a time."""
     names = documents.names()
-    terms: Sequence[str] = [f"#{v}" if "." in term else term for v, term in enumerate(documents.terms(keys))]
+    _require(names, "ids", lambda name: len(name) <= SEEKDB_NAME, f"at most {SEEKDB_NAME} characters for seekdb")
+    if documents.vocab_size > SEEKDB_TERMS:
+        raise ValueError(f"rows: expected at most {SEEKDB_TERMS:,} columns for seekdb, got {documents.vocab_size:,}")
+    if len({name.rstrip(" ") for name in names}) < len(names):
+        raise ValueError("ids: expected some that differ in more than spaces at their end, for seekdb; got others")
+    kind = "BIGINT" if documents.integer_ids else f"VARCHAR({SEEKDB_NAME}) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    with replacing(path) as stream:
+        stream.write(
+            f"CREATE TABLE stair (id {kind} PRIMARY KEY, {FIELD} SPARSEVECTOR, VECTOR INDEX stair_{FIELD} ({FIELD}) "
+            "WITH (DISTANCE=inner_product, TYPE=sindi, LIB=vsag)) ORGANIZATION = HEAP;\n"
+        )
+        for number, columns, weights in documents.each(progress):
+            vector = ",".join(f"{column}:{weight!r}" for column, weight in zip(columns, weights))
+            first, last = number % SEEKDB_ROWS == 0, (number + 1) % SEEKDB_ROWS == 0 or number + 1 == len(names)
+            name = names[number] if documents.integer_ids else _sql_text(names[number].replace("\\", "\\\\"))
+            stream.write(f"INSERT INTO stair (id, {FIELD}) VALUES " if first else ", ")
+            stream.write(f"({_one_line(name)}, '{{{vector}}}')" + (";\n" if last else ""))
+    return {"keys": "id"}
+
+
+def _bulk(path: Path, documents: Documents, keys: str, progress: Progress, field: dict[str, Any]) -> Meta:
+    """An action line and a document line each. A term with a dot, which these engines refuse, gets another name."""
+    names, terms, renamed = documents.names(), list(documents.terms(keys)), dict[str, str]()
+    _require(names, "ids", lambda name: 0 < len(name.encode()) <= BULK_NAME, f"1 to {BULK_NAME} bytes of UTF-8")
+    least = float(documents.rows.data.min(initial=1))
+    if least < BULK_LEAST:
+        raise ValueError(f"rows: expected weights >= {BULK_LEAST:.7g}, as the engine does, got {least:.7g}")
+    taken = set(terms)
+    for v, term in enumerate(terms):
+        if "." in term:
+            name = f"#{v}"
+            while name in taken:
+                name += "#"
+            taken.add(name)
+            terms[v] = renamed[term] = name
     mapping = {"mappings": {"properties": {FIELD: field, "item": {"type": "object", "enabled": False}}}}
     _write_json(beside(path, "index.json"), mapping)
     with replacing(path) as stream:
@@ -138,7 +200,13 @@ def _bulk(path: Path, documents: Documents, keys: str, progress: Progress, field
                 source["item"] = documents.items[number]
             _line(stream, {"index": {"_id": names[number]}})
             _line(stream, source)
-    return {"keys": keys}
+    return {"keys": keys, "renamed": renamed}
+
+
+def _require(texts: Sequence[str], what: str, good: Callable[[str], bool], expected: str) -> None:
+    for text in texts:
+        if not good(text):
+            raise ValueError(f"{what}: expected {expected}, got {text[:60]!r}")
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -156,4 +224,12 @@ def _plain(name: Any) -> Any:
 
 def _copy_text(name: str) -> str:
     """COPY's text format escapes the backslash and what separates."""
-    return name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return _one_line(name.replace("\\", "\\\\"))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _sql_text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
