@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import scipy.sparse
 
 from stair.checkpoint import fingerprint
 from stair.cluster.layout import is_sharded
@@ -195,9 +196,7 @@ class Collection:
 
     def row(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """An item's weights, descending and of unit length, and vocabulary entries."""
-        row = self.index.rows([item_id(item)])
-        order = np.argsort(-row.data, kind="stable")
-        return row.data[order], row.indices[order]
+        return _descending(self.index.rows([item_id(item)]))
 
     def require_model(self, model_dir: Path) -> None:
         """Raises ValueError when `model_dir` is another model than the one that made the index."""
@@ -218,9 +217,10 @@ class Collection:
         for row in range(len(units)):
             names = [name for name in ids[row] if name is not None]
             hits: list[Hit] = []
-            for score, payload in zip(scores[row].tolist(), self.index.payloads(names)):
-                item = json.loads(payload)
-                matches = matches_of((values[row], indices[row]), self.row(item), vocabulary)
+            held = self.index.rows(names)
+            for place, payload in enumerate(self.index.payloads(names)):
+                score, item = float(scores[row, place]), json.loads(payload)
+                matches = matches_of((values[row], indices[row]), _descending(held[place]), vocabulary)
                 path = self.picture(item)
                 hits.append(Hit(len(hits) + 1, score, item["name"], str(path) if path else None, item, matches))
             found.append(hits)
@@ -229,6 +229,12 @@ class Collection:
     def picture(self, item: dict[str, Any]) -> Path | None:
         """Where an item's picture lies, or None for a text."""
         return Path(os.path.normpath(self.folder / item["picture"])) if item.get("picture") else None
+
+
+def _descending(row: scipy.sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of a row [1, V], largest first, and their columns."""
+    order = np.argsort(-row.data, kind="stable")
+    return row.data[order], row.indices[order]
 
 
 def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: float = 10.0) -> SparseIndex:

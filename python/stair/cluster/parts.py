@@ -67,7 +67,7 @@ class Parts:
         return max(part.k for part in self.parts)
 
     def slice(self, first: int, end: int) -> tuple[SparseRows, list[str], list[dict[str, Any]]]:
-        """Rows first to end - 1, as wide as the widest part, with ids and items; reads only the parts that hold them."""
+        """Rows first to end - 1, as wide as the widest part, their ids and items; reads only the parts in it."""
         from stair_kernels import SparseRows
 
         empty = _rows(np.zeros((0, self.k), np.float32), np.zeros((0, self.k), np.int32), self.parts[0].vocab_size)
