@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from stair.cluster.parts import Parts
 from stair.cluster.work import Here, Pool, Progress, build_shards, encode_parts
@@ -75,5 +76,4 @@ def open_collection(pool: Pool, folder: Path) -> Collection:
         return Collection.open(folder)
     from stair.cluster import ray
 
-    assert isinstance(pool, ray.RayPool)
-    return ray.open_collection(pool, folder)
+    return ray.open_collection(cast("ray.RayPool", pool), folder)
