@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,9 +112,9 @@ def workers_of(ray: str | None, workers: int | None) -> Iterator[Any]:
         return
     from stair.cluster.ray import RayPool
 
-    with err.status("starting the workers"):
-        pool = RayPool(ray, workers=workers)
-    with pool:
+    with ExitStack() as stack:
+        with err.status("starting the workers"):
+            pool = stack.enter_context(RayPool(ray, workers=workers))
         yield pool
 
 
