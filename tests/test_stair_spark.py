@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyspark
 import pytest
 import scipy.sparse
 import torch
 from pyspark.sql import DataFrame, SparkSession
-from stair.checkpoint import load
+from stair.checkpoint import fingerprint, load
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.spark import build_shards, encode_dataframe
+from stair.cluster.spark import _builder, _encoded, _encoder, build_shards, encode_dataframe
 from stair.encode import encode, read_inputs
 from tiny_stair import save_checkpoint, save_pictures
 
@@ -51,6 +53,9 @@ def spark() -> Iterator[SparkSession]:
         "spark.driver.extraJavaOptions": QUICK,
         "spark.executor.extraJavaOptions": QUICK,
         "spark.default.parallelism": "2",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.codegen.wholeStage": "false",  # compiling takes longer than what is compiled
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.sql.shuffle.partitions": "2",
         "spark.ui.showConsoleProgress": "false",
     }
@@ -158,11 +163,22 @@ def test_the_shards_of_a_dataframe_are_the_one_index_though_an_executor_dies(
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_integer_ids_and_shards_without_rows(spark: SparkSession, tmp_path: Path) -> None:
+def test_integer_ids_shards_without_rows_and_an_id_that_comes_twice(spark: SparkSession, tmp_path: Path) -> None:
     rows, ids = rows_of(1, 3), [5, -7, 2**40]
     frame = table(spark, rows, ids, SCHEMA.replace("string", "bigint"))
-    assert build_shards(frame, tmp_path / "index", shards=6, vocab_size=V) == 3
+    assert build_shards(frame, tmp_path / "index", shards=4, vocab_size=V) == 3
     assert_same(ShardedIndex.open(tmp_path / "index"), SparseIndex.build(rows, ids))
+    with pytest.raises(ValueError, match="ids: expected unique integers, got 5 more than once"):
+        build_shards(frame.union(frame.limit(1)), tmp_path / "twice", shards=1, vocab_size=V)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def batch_of(records: list[Any], shard: int = 0) -> pa.RecordBatch:
+    """What a task of build_shards is given."""
+    names = ["id", "indices", "values", "shard"]
+    kinds = [pa.string(), pa.list_(pa.int32()), pa.list_(pa.float32()), pa.int32()]
+    columns = zip(*[(*record, shard) for record in records])
+    return pa.RecordBatch.from_arrays([pa.array(c, kind) for c, kind in zip(columns, kinds)], names=names)
 
 
 @pytest.mark.parametrize(
@@ -176,15 +192,33 @@ def test_integer_ids_and_shards_without_rows(spark: SparkSession, tmp_path: Path
         ([("a", None, [1.0])], "indices: expected an array without null"),
     ],
 )
-def test_what_an_index_refuses_is_refused(
-    spark: SparkSession, tmp_path: Path, records: list[Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_shards(spark.createDataFrame(records, SCHEMA), tmp_path / "index", shards=1, vocab_size=V)
+def test_what_an_index_refuses_is_told_and_not_tried_again(tmp_path: Path, records: list[Any], message: str) -> None:
+    """The task gives the error back, in place of a shard."""
+    (answer,) = _builder(str(tmp_path), V, True)(iter([batch_of(records)]))
+    (row,) = answer.to_pylist()
+    assert re.search(f"shard 0: .*{message}", row["error"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_and_pictures_are_encoded_though_a_process_dies(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_task_may_have_several_shards_in_any_batches(tmp_path: Path) -> None:
+    rows = [[(f"{shard}{i}", [i], [1.0]) for i in range(5)] for shard in range(3)]
+    batches = [
+        batch_of(rows[0][:2]),
+        batch_of(rows[0][2:]),
+        batch_of(rows[1], 1),
+        batch_of([], 1),
+        batch_of(rows[2], 2),
+    ]
+    joined = [pa.Table.from_batches(batches).combine_chunks().to_batches()[0]]
+    for given, place in ((batches, "split"), (joined, "joined")):
+        (tmp_path / place).mkdir()
+        made = [answer.to_pylist()[0] for answer in _builder(str(tmp_path / place), V, True)(iter(given))]
+        assert [(row["number"], row["documents"], row["error"]) for row in made] == [(n, 5, None) for n in range(3)]
+    every = [SparseIndex.open(tmp_path / "joined" / f"shard-{n:05d}").ids.tolist() for n in range(3)]
+    assert every == [[one for one, _, _ in shard] for shard in rows]
+
+
+def test_texts_are_encoded_though_a_process_dies(spark: SparkSession, tmp_path: Path) -> None:
     model_dir = save_checkpoint(tmp_path / "model")
     texts = [f"a w{number % 40} red" for number in range(8)]
     frame = spark.createDataFrame(list(enumerate(texts)), "id bigint, text string").coalesce(1)
@@ -199,13 +233,22 @@ def test_texts_and_pictures_are_encoded_though_a_process_dies(spark: SparkSessio
         kept = expected.indices[number] >= 0
         assert (row.id, row.indices) == (number, expected.indices[number][kept].tolist())
         torch.testing.assert_close(torch.tensor(row.values), expected.values[number][kept])
-    pictures = save_pictures(tmp_path / "pictures")
-    records = [(path.stem, path.read_bytes()) for path in sorted(pictures.iterdir())]
-    (row,) = encode_dataframe(
-        spark.createDataFrame(records[:1], "id string, content binary"), model_dir, image="content"
-    ).collect()
-    (whole,) = encode(model, processor, read_inputs([str(pictures / "blue.png")])).indices.tolist()
-    assert (row.id, row.indices) == ("blue", [v for v in whole if v >= 0])
+
+
+def test_pictures_are_encoded_from_bytes_and_paths(tmp_path: Path) -> None:
+    """What a task does with a batch."""
+    encoder = _encoder(str(save_checkpoint(tmp_path / "model")), fingerprint(tmp_path / "model"))
+    files = sorted(save_pictures(tmp_path / "pictures").iterdir())
+    expected = encode(encoder.model, encoder.processor, read_inputs([str(tmp_path / "pictures")]))
+    names = [path.stem for path in files]
+    for given in ([path.read_bytes() for path in files], [str(path) for path in files]):
+        batch = pa.RecordBatch.from_arrays([pa.array(names), pa.array(given)], names=["id", "input"])
+        found = _encoded(encoder, batch, False, None).to_pylist()
+        assert [row["id"] for row in found] == names
+        assert [row["indices"] for row in found] == [[v for v in row if v >= 0] for row in expected.indices.tolist()]
+    broken = pa.RecordBatch.from_arrays([pa.array(["x"]), pa.array([b"no picture"])], names=["id", "input"])
+    with pytest.raises(ValueError, match="image of id 'x'"):
+        _encoded(encoder, broken, False, None)
 
 
 def test_wrong_columns_are_refused(spark: SparkSession, tmp_path: Path) -> None:

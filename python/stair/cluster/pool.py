@@ -87,7 +87,7 @@ class RayPool:
             machine, until `close`. Where Ray is initialized already, that is used.
         workers: at a time; as many as the cluster has CPUs for when None.
         cpus: that each of them takes.
-        attempts: how often a job may lose its worker before that is an error.
+        attempts: how often a job may lose its worker before that is an error, at least 2.
         start_timeout_s: how long no worker at all may be there before that is an error.
 
     Raises:
@@ -103,6 +103,8 @@ class RayPool:
         attempts: int = ATTEMPTS,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
+        if attempts < 2:
+            raise ValueError(f"attempts: expected at least 2, got {attempts}")
         self._began = connect(address)
         self._lock = threading.RLock()
         self._attempts, self._start_timeout_s = attempts, start_timeout_s
@@ -169,22 +171,28 @@ class RayPool:
             if not self.slots:
                 raise ClusterError("the pool of workers is closed")
             while task := stream.next_task(WINDOW * self.workers):
-                slot = self._choose(stream, task.job)
+                slot = self._choose(stream, task)
                 if slot is None:
                     stream.again.appendleft(task)
                     return
                 job, task.slot, task.actor = task.job, slot, slot.actor
                 stream.pending[slot.actor.do.remote(job.make, job.needs, job.method, job.arguments)] = task
 
-    def _choose(self, stream: Stream, job: Job) -> Slot | None:
-        """The worker that has what the job needs, or the one with the fewest jobs; None: all have enough."""
-        ready = [slot for slot in self.slots if slot.starting is None]
-        counts = {slot: sum(task.slot is slot for task in stream.pending.values()) for slot in ready}
-        if job.preferred is not None:
-            slot = self.slots[job.preferred % self.workers]
+    def _choose(self, stream: Stream, task: Task) -> Slot | None:
+        """The worker that has what the job needs, or the one with the fewest jobs; None: all have enough.
+
+        A job that lost a worker has the next one for itself: so that it is known which job it was, if that is lost too.
+        """
+        counts = {slot: 0 for slot in self.slots if slot.starting is None}
+        for other in stream.pending.values():
+            if other.slot in counts:
+                counts[other.slot] += QUEUED if other.attempts else 1
+        most = 1 if task.attempts else QUEUED
+        if task.job.preferred is not None:
+            slot = self.slots[task.job.preferred % self.workers]
             if slot in counts:
-                return slot
-        free = [slot for slot in ready if counts[slot] < QUEUED]
+                return None if task.attempts and counts[slot] else slot
+        free = [slot for slot in counts if counts[slot] < most]
         return min(free, key=lambda slot: counts[slot], default=None)
 
     def _wait(self, stream: Stream, timeout_s: float) -> None:
@@ -250,17 +258,17 @@ class RayPool:
             self._lost(stream, task, error)
 
     def _lost(self, stream: Stream, task: Task, error: Exception) -> None:
-        """All jobs of a lost worker are done again; the oldest of them is the one that it was at."""
+        """All jobs of a lost worker are done again, each with a worker for itself."""
         assert task.slot is not None
-        left = [(ref, other) for ref, other in stream.pending.items() if other.actor is task.actor]
-        left[0][1].attempts += 1
+        left = [(reference, other) for reference, other in stream.pending.items() if other.actor is task.actor]
         for reference, other in reversed(left):
+            other.attempts += 1
             del stream.pending[reference]
             stream.again.appendleft(other)
         self._replace(task.slot, task.actor)
-        if (first := left[0][1]).attempts >= self._attempts:
+        if task.attempts >= self._attempts:
             reason = str(error).strip().splitlines()[0]
-            raise ClusterError(f"{first.job.name}: its worker was lost {first.attempts} times ({reason})") from error
+            raise ClusterError(f"{task.job.name}: its worker was lost {task.attempts} times ({reason})") from error
 
 
 def connect(address: str | None) -> bool:
