@@ -177,7 +177,7 @@ def batch_of(records: list[Any], shard: int = 0) -> pa.RecordBatch:
     """What a task of build_shards is given."""
     names = ["id", "indices", "values", "shard"]
     kinds = [pa.string(), pa.list_(pa.int32()), pa.list_(pa.float32()), pa.int32()]
-    columns = zip(*[(*record, shard) for record in records])
+    columns = [[(*record, shard)[number] for record in records] for number in range(len(names))]
     return pa.RecordBatch.from_arrays([pa.array(c, kind) for c, kind in zip(columns, kinds)], names=names)
 
 
