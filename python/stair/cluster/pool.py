@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -91,7 +92,7 @@ class RayPool:
         start_timeout_s: how long no worker at all may be there before that is an error.
 
     Raises:
-        ConnectionError: when no cluster is at the address.
+        ClusterError: when no cluster is at the address, or it has no CPU.
     """
 
     def __init__(
@@ -277,6 +278,8 @@ def connect(address: str | None) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
     local = address in (None, "local")
+    if address is not None and not local:
+        _require_reachable(address)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if local else {}
     try:
         ray.init("local" if local else address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -284,3 +287,14 @@ def connect(address: str | None) -> bool:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(f"no Ray cluster at {address}: {reason}") from error
     return True
+
+
+def _require_reachable(address: str) -> None:
+    """Raises ClusterError at once where Ray itself would try for a minute or two."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from error
