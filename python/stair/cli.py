@@ -18,10 +18,13 @@ try:
         JsonOption,
         KeepOption,
         ModelOption,
+        RayOption,
+        WorkersOption,
         encoded,
         load_model,
         print_json,
         words,
+        workers_of,
     )
 except ModuleNotFoundError as error:
     sys.exit(f"stair: {error.name} is not installed; the command line needs it: pip install 'stair-kernels[model]'")
@@ -89,24 +92,44 @@ def encode(
     inputs: InputsArgument = None,
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="Write NAME.jsonl, .npz, .csr or .ciff instead of JSON lines on stdout."),
+        typer.Option(
+            "--out",
+            help="Write NAME.jsonl, .npz, .csr or .ciff instead of JSON lines on stdout; a NAME without an ending is a"
+            " folder that is written in parts.",
+        ),
     ] = None,
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Turn texts and pictures into sparse rows of term: weight.
 
     Example: `stair encode "a red fruit" photos/ --out rows.npz`
+
+    Many of them, on many cores: `stair encode photos/ --ray --out rows`, then `stair index build --rows rows --ray`
     """
     from stair.encode import documents, read_inputs
     from stair.files import require_writable
     from stair.formats import format_of, jsonl, write
 
     found = read_inputs(words(inputs))
+    in_parts = out_file is not None and not out_file.suffix
     if out_file is not None:
-        format_of(out_file)
+        if not in_parts:
+            format_of(out_file)
         require_writable(out_file.parent)
+    if in_parts or ray is not None or workers is not None:
+        from stair.cluster import commands
+
+        with workers_of(ray, workers) as pool, stages() as progress:
+            number = commands.encode(
+                found, model or DEMO / "model", out_file, pool=pool, k=k, batch=batch, progress=progress
+            )
+        if out_file is not None:
+            err.print(f"{number} rows in {out_file}", markup=False)
+        return
     _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
     made = documents(rows, found, processor.vocabulary())
     if out_file is None:
@@ -177,22 +200,25 @@ def search(
         Path | None,
         typer.Option("--model", help="Checkpoint.  [default: the one that built the index]", show_default=False),
     ] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the items of an index that fit a text or a picture, and the terms that matched.
 
     Example: `stair search --index out/demo/index "a red fruit"`
     """
+    from stair.cluster import commands
     from stair.encode import read_inputs, terms
-    from stair.search import Collection
 
     found = read_inputs(queries)
-    collection = Collection.open(index_dir)
-    folder = model or collection.model_dir
-    collection.require_model(folder)
-    _, processor, rows = encoded(found, folder, None, 32)
-    vocabulary = processor.vocabulary()
-    results = collection.search(rows, k, vocabulary)
+    with workers_of(ray, workers) as pool:
+        collection = commands.open_collection(pool, index_dir)
+        folder = model or collection.model_dir
+        collection.require_model(folder)
+        _, processor, rows = encoded(found, folder, None, 32)
+        vocabulary = processor.vocabulary()
+        results = collection.search(rows, k, vocabulary)
     if as_json:
         answers = [
             {

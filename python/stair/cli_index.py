@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stair import show
-from stair.console import BAD_INPUT, err
+from stair.console import BAD_INPUT, err, stages
 from stair.options import (
     DEMO,
     BatchOption,
@@ -17,9 +17,12 @@ from stair.options import (
     JsonOption,
     KeepOption,
     ModelOption,
+    RayOption,
+    WorkersOption,
     encoded,
     print_json,
     words,
+    workers_of,
 )
 
 app = typer.Typer(
@@ -50,12 +53,22 @@ def build(
     rows_file: Annotated[
         Path | None,
         typer.Option(
-            "--rows", help="A file of rows in place of inputs: .jsonl, .npz, .csr or .ciff.", show_default=False
+            "--rows",
+            help="Rows in place of inputs: a .jsonl, .npz, .csr or .ciff file, or a folder of `stair encode`.",
+            show_default=False,
         ),
     ] = None,
     scale: Annotated[
         float | None, typer.Option(help="What the weights of --rows are divided by.", show_default=False)
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards", min=1, help="Build it in so many parts.  [default: one a worker of --ray]", show_default=False
+        ),
+    ] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a search index over pictures or texts; an index that is there is replaced.
@@ -63,16 +76,38 @@ def build(
     Example: `stair index build photos/ --out out/photos`, then `stair search --index out/photos "a dog on a beach"`
 
     Of rows that are there: `stair index build --rows rows.jsonl --model out/mine --out out/photos`
+
+    In parts, on many cores: `stair index build photos/ --ray --shards 4 --out out/photos`
     """
     from stair.encode import read_inputs
     from stair.search import items_of, require_replaceable, save_collection
 
     folder = model or DEMO / "model"
-    if rows_file is not None:
+    if rows_file is not None and inputs:
+        raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
+    in_parts = rows_file is not None and rows_file.is_dir()
+    if in_parts or shards is not None or ray is not None or workers is not None:
+        from stair.cluster import commands
+
+        if rows_file is not None and not in_parts:
+            raise ValueError(
+                f"--rows: expected a folder that `stair encode` wrote, to build shards of, got {rows_file}"
+            )
+        require_replaceable(out_dir)
+        with workers_of(ray, workers) as pool, stages() as progress:
+            number = commands.build(
+                rows_file or [entry for entry, _ in items_of(read_inputs(words(inputs)))],
+                out_dir,
+                folder,
+                shards=shards or pool.workers,
+                pool=pool,
+                k=k,
+                batch=batch,
+                progress=progress,
+            )
+    elif rows_file is not None:
         from stair.interchange import index_rows
 
-        if inputs:
-            raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
         number = index_rows(rows_file, out_dir, folder, scale=scale)
     else:
         found = items_of(read_inputs(words(inputs)))

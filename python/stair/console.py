@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -25,6 +26,7 @@ from rich.progress import (
 )
 from typer.core import TyperGroup
 
+ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.\-\[\]:]+:\d+")  # of a Ray cluster
 BAD_INPUT = 2
 ENVIRONMENT = 1
 INTERRUPTED = 130
@@ -111,6 +113,17 @@ def reported(debug: bool = False) -> Iterator[None]:
         raise SystemExit(code) from None
 
 
+def with_address(words: Sequence[str]) -> list[str]:
+    """Arguments in which a --ray that no address follows has the value "local"."""
+    given = list(words)
+    for place, word in enumerate(given):
+        if word == "--":
+            break
+        if word == "--ray" and not ADDRESS.fullmatch(given[place + 1] if place + 1 < len(given) else ""):
+            given[place] = "--ray=local"
+    return given
+
+
 class Commands(TyperGroup):
     """The command group: `--debug` is understood anywhere, and every error ends in `reported`."""
 
@@ -122,6 +135,7 @@ class Commands(TyperGroup):
         debug = "--debug" in options
         if debug:
             words.remove("--debug")
+        words = with_address(words)
         quiet_libraries(debug)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no bars gets question marks, not an error

@@ -113,7 +113,7 @@ def encode(
     parts: list[SparseRows] = []
     done = 0
     with torch.inference_mode():
-        for group in _batches(inputs, batch):
+        for group in batches(inputs, batch):
             if group[0].picture is None:
                 parts.append(model.encode_text(**processor(text=[str(entry.text) for entry in group]), k=k))
             else:
@@ -124,7 +124,7 @@ def encode(
     return SparseRows.cat(parts)
 
 
-def _batches(inputs: Sequence[Input], batch: int) -> Iterator[Sequence[Input]]:
+def batches(inputs: Sequence[Input], batch: int) -> Iterator[Sequence[Input]]:
     """Neighbours of one kind, at most `batch` of them."""
     start = 0
     for end in range(1, len(inputs) + 1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,20 @@ KeepOption = Annotated[
     typer.Option("--k", min=1, help="Entries kept of a row.  [default: the checkpoint's]", show_default=False),
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Inputs encoded at a time.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Spread the work over a Ray cluster (host:port, ray://host:port, auto), or without an address over"
+        " processes of this machine.",
+        show_default=False,
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Workers of --ray.  [default: one a CPU]", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DataArgument = Annotated[
     Path,
@@ -82,6 +98,24 @@ def encoded(found: list[Any], folder: Path, k: int | None, batch: int) -> tuple[
     with stages() as progress:
         rows = encode_inputs(model, processor, found, k=k, batch=batch, progress=progress)
     return model, processor, rows
+
+
+@contextmanager
+def workers_of(ray: str | None, workers: int | None) -> Iterator[Any]:
+    """This process, or those of --ray: what does the jobs of `stair.cluster.work`."""
+    from stair.cluster.work import Here
+
+    if ray is None:
+        if workers is not None:
+            raise ValueError("--workers: expected --ray as well")
+        yield Here()
+        return
+    from stair.cluster.ray import RayPool
+
+    with ExitStack() as stack:
+        with err.status("starting the workers"):
+            pool = stack.enter_context(RayPool(ray, workers=workers))
+        yield pool
 
 
 def print_json(value: Any) -> None:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import scipy.sparse
 
 from stair.checkpoint import fingerprint
-from stair.files import require_writable
+from stair.cluster.layout import is_sharded
+from stair.files import replacing_folder, require_writable
 
 if TYPE_CHECKING:
     from stair.encode import Input
@@ -72,24 +74,29 @@ def item_id(item: dict[str, Any]) -> str:
     return item.get("picture") or item["name"]
 
 
+def item_of(entry: Input) -> dict[str, Any]:
+    """What is kept of an input."""
+    picture = {} if entry.picture is None else {"picture": str(entry.picture.resolve())}
+    return {"name": entry.name, **picture}
+
+
 def items_of(inputs: Sequence[Input]) -> list[tuple[Input, dict[str, Any]]]:
     """The inputs with what is kept of each; one that comes twice is taken once."""
     found: dict[str, tuple[Input, dict[str, Any]]] = {}
     for entry in inputs:
-        picture = {} if entry.picture is None else {"picture": str(entry.picture.resolve())}
-        item: dict[str, Any] = {"name": entry.name, **picture}
+        item = item_of(entry)
         found.setdefault(item_id(item), (entry, item))
     return list(found.values())
 
 
 def require_replaceable(folder: Path) -> None:
     """Raises ValueError when something other than an index is at `folder`, or OSError when it cannot be written."""
-    from stair_kernels.index_manifest import refuse_foreign
+    from stair.cluster import layout
 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another folder with --out")
     try:
-        refuse_foreign(folder)
+        layout.require_replaceable(folder)
     except ValueError as error:
         raise ValueError(
             f"{folder} exists and holds something other than an index: choose another folder with --out"
@@ -114,19 +121,29 @@ def save_collection(
     """
     from stair_kernels import SparseIndex
 
-    folder, model_dir = Path(folder), Path(model_dir)
-    metadata = {
+    folder = Path(folder)
+    metadata = collection_metadata(folder, Path(model_dir))
+    require_replaceable(folder)
+    units, ids, payloads = documents(rows, items)
+    index = SparseIndex.build(units, ids, payloads=payloads, metadata=metadata)
+    if is_sharded(folder):
+        with replacing_folder(folder) as staging:
+            index.save(staging)
+    else:
+        index.save(folder)
+    return folder
+
+
+def collection_metadata(folder: Path, model_dir: Path) -> dict[str, Any]:
+    """What the index of a collection at `folder` remembers of the checkpoint that made its rows."""
+    return {
         "format": FORMAT,
         "model": os.path.relpath(model_dir, folder),
         "model_sha256": fingerprint(model_dir),
     }
-    require_replaceable(folder)
-    units, ids, payloads = _documents(rows, items)
-    SparseIndex.build(units, ids, payloads=payloads, metadata=metadata).save(folder)
-    return folder
 
 
-def _documents(rows: SparseRows, items: Sequence[dict[str, Any]]) -> tuple[SparseRows, list[str], list[bytes]]:
+def documents(rows: SparseRows, items: Sequence[dict[str, Any]]) -> tuple[SparseRows, list[str], list[bytes]]:
     """Rows, ids and payloads of a collection's index."""
     from stair.evaluate import unit
 
@@ -176,7 +193,7 @@ class Collection:
 
     def add(self, rows: SparseRows, items: Sequence[dict[str, Any]]) -> None:
         """Add items, as `save_collection` takes them, none of which it holds."""
-        units, ids, payloads = _documents(rows, items)
+        units, ids, payloads = documents(rows, items)
         self.index.add(units, ids, payloads=payloads)
 
     @property
@@ -186,9 +203,7 @@ class Collection:
 
     def row(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """An item's weights, descending and of unit length, and vocabulary entries."""
-        row = self.index.rows([item_id(item)])
-        order = np.argsort(-row.data, kind="stable")
-        return row.data[order], row.indices[order]
+        return _descending(self.index.rows([item_id(item)]))
 
     def require_model(self, model_dir: Path) -> None:
         """Raises ValueError when `model_dir` is another model than the one that made the index."""
@@ -209,9 +224,10 @@ class Collection:
         for row in range(len(units)):
             names = [name for name in ids[row] if name is not None]
             hits: list[Hit] = []
-            for score, payload in zip(scores[row].tolist(), self.index.payloads(names)):
-                item = json.loads(payload)
-                matches = matches_of((values[row], indices[row]), self.row(item), vocabulary)
+            held = self.index.rows(names)
+            for place, payload in enumerate(self.index.payloads(names)):
+                score, item = float(scores[row, place]), json.loads(payload)
+                matches = matches_of((values[row], indices[row]), _descending(held[place]), vocabulary)
                 path = self.picture(item)
                 hits.append(Hit(len(hits) + 1, score, item["name"], str(path) if path else None, item, matches))
             found.append(hits)
@@ -222,10 +238,18 @@ class Collection:
         return Path(os.path.normpath(self.folder / item["picture"])) if item.get("picture") else None
 
 
+def _descending(row: scipy.sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of a row [1, V], largest first, and their columns."""
+    order = np.argsort(-row.data, kind="stable")
+    return row.data[order], row.indices[order]
+
+
 def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: float = 10.0) -> SparseIndex:
     """Any index directory; the ValueError says what to do about one that is missing or damaged."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such index; build one with `stair index build PICTURES --out {folder}`")
+    if is_sharded(folder):
+        return _open_sharded(folder, verify, mode)
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} is not an index directory (no {MANIFEST}); build one with `stair index build`")
     from stair_kernels import SparseIndex
@@ -234,6 +258,15 @@ def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: flo
         return SparseIndex.open(folder, verify, mode=mode, timeout=timeout)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be used ({error}); build it again with `stair index build`") from error
+
+
+def _open_sharded(folder: Path, verify: bool, mode: str) -> SparseIndex:
+    """All shards in this process. They answer what a SparseIndex answers; what would change one is refused here."""
+    from stair.cluster.shards import ShardedIndex
+
+    if mode != "r":
+        raise ValueError(f"{folder} is a sharded index, which does not change: build it again with `stair index build`")
+    return cast("SparseIndex", ShardedIndex.open(folder, verify))
 
 
 def statistics(folder: Path, verify: bool = False) -> dict[str, Any]:
@@ -277,4 +310,4 @@ def _spellings(word: str, folder: Path) -> tuple[str, str, str]:
 
 
 def _disk_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

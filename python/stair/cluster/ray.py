@@ -1,0 +1,74 @@
+"""The jobs of `stair.cluster.work`, and search, on a Ray cluster that may lose workers.
+
+    with RayPool(None, workers=4) as pool:                  # Ray on this machine; or an address
+        rows = encode_parts(inputs, model, "rows", pool=pool)
+        build_shards(rows, "index", model, shards=4, pool=pool)
+        index = open_on(pool, "index")                      # asked as a SparseIndex is
+        index.search(queries, 10)
+
+A worker is an actor, which makes what a job needs (a loaded model, an opened shard) once. When one is lost, with its
+machine or alone, another is started in its place and its jobs are done again: all of them, or ClusterError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from stair.cluster import layout
+from stair.cluster.layout import Shard
+from stair.cluster.pool import ClusterError, RayPool
+from stair.cluster.shards import ShardedIndex
+from stair.cluster.work import Job, open_holder
+from stair.search import Collection
+
+SEARCH_TIMEOUT_S = 120.0
+__all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
+
+
+class RayShards:
+    """The shards of an index, open in the workers of a pool."""
+
+    def __init__(self, pool: RayPool, folder: Path, shards: tuple[Shard, ...], timeout_s: float) -> None:
+        self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        jobs = (
+            Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, preferred=number)
+            for number, shard in enumerate(self._shards)
+        )
+        with contextlib.closing(self._pool.stream(jobs, self._timeout_s)) as answers:
+            return list(answers)
+
+    def _name(self, number: int, shard: Shard) -> str:
+        return f"shard {number} ({self._folder}/{shard.folder})"
+
+    def close(self) -> None:
+        """The pool is whose it was."""
+
+
+def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> ShardedIndex:
+    """A sharded index, each of its shards open in a worker, which is asked as a SparseIndex is.
+
+    A shard whose worker is lost is opened by another one, which answers in its place.
+
+    Raises:
+        ValueError: when `folder` holds no sharded index, or a damaged one.
+        ClusterError: as `RayPool.stream` does; so do the index's methods.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not layout.is_sharded(folder):
+        raise ValueError(f"{folder} is no sharded index: build one with `stair index build --shards`")
+    manifest = layout.read(folder)
+    return ShardedIndex(folder, manifest, RayShards(pool, folder, manifest.shards, timeout_s))
+
+
+def open_collection(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> Collection:
+    """As `Collection.open`, its shards open in the workers of a pool."""
+    index: Any = open_on(pool, folder, timeout_s)
+    collection = Collection.of(Path(folder), index)
+    if collection is None:
+        raise ValueError(f"{folder} holds an index without items; build one with `stair index build`")
+    return collection

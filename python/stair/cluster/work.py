@@ -1,0 +1,200 @@
+"""Encoding and building as jobs that any worker can do, and do again; they run in this process or on a cluster.
+
+A job names what it needs (a loaded model, an opened shard), which a worker makes once and keeps, and a method to call.
+It writes files whole or not at all and gives back a few numbers, so that the process that deals the jobs stays small.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stair.cluster import layout, parts
+from stair.cluster.layout import Manifest, Shard
+from stair.cluster.parts import Part, Parts
+from stair.cluster.shards import Holder
+from stair.encode import Input, batches, encode
+from stair.search import collection_metadata, documents, item_of
+
+PART = 1024  # rows, about, of one job
+JOBS_A_WORKER = 4  # at least, so that a slow one holds up little
+Progress = Callable[[str, int, int, "dict[str, Any]"], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """`make(*needs).method(*arguments)`; a worker keeps what `make(*needs)` gave it."""
+
+    name: str  # what an error calls it
+    make: Callable[..., Any]
+    needs: tuple[Any, ...]
+    method: str
+    arguments: tuple[Any, ...]
+    preferred: int | None = None  # the worker that has it
+
+
+class Pool(Protocol):
+    """What does jobs."""
+
+    @property
+    def workers(self) -> int:
+        """How many at a time."""
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        """What the jobs give, in their order; takes from `jobs` only as it goes on."""
+
+
+class Desk:
+    """What a worker has made, and uses again for the next job."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def do(self, make: Callable[..., Any], needs: tuple[Any, ...], method: str, arguments: tuple[Any, ...]) -> Any:
+        key = (make.__module__, make.__qualname__, *needs)
+        if key not in self._made:
+            self._made[key] = make(*needs)
+        return getattr(self._made[key], method)(*arguments)
+
+
+class Here:
+    """The pool of this process alone."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._desk = Desk()
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        for job in jobs:
+            yield self._desk.do(job.make, job.needs, job.method, job.arguments)
+
+
+class Encoder:
+    """A model, loaded once."""
+
+    def __init__(self, model_dir: str, sha256: str) -> None:
+        from stair.checkpoint import fingerprint, load
+
+        if fingerprint(model_dir) != sha256:
+            raise ValueError(f"{model_dir} is another checkpoint here than where the work was begun")
+        self.model, self.processor = load(model_dir)
+
+    def encode(
+        self, folder: str, number: int, groups: Sequence[Sequence[Input]], ids: Sequence[str], k: int | None
+    ) -> Part:
+        """Encodes batches, and writes their rows as one part."""
+        from stair_kernels import SparseRows
+
+        rows = [encode(self.model, self.processor, group, k=k, batch=len(group)) for group in groups]
+        items = [item_of(entry) for group in groups for entry in group]
+        return parts.write_part(folder, number, SparseRows.cat(rows), ids, items)
+
+
+class Builder:
+    """Encoded rows, to be put into shards."""
+
+    def __init__(self, folder: str) -> None:
+        self.parts = Parts.open(folder)
+
+    def build(self, staging: str, number: int, first: int, end: int) -> Shard:
+        """The index of rows first to end - 1, written as a shard."""
+        import numpy as np
+
+        from stair_kernels import SparseIndex
+
+        rows, _, items = self.parts.slice(first, end)
+        units, ids, payloads = documents(rows, items)
+        index = SparseIndex.build(units, np.array(ids, str), payloads=payloads)  # str also where there are none
+        return layout.write_shard(staging, number, index)
+
+
+def open_holder(folder: str, shard: Shard) -> Holder:
+    return Holder(layout.open_shard(folder, shard))
+
+
+def encode_parts(
+    inputs: Sequence[Input],
+    model_dir: Path | str,
+    out: Path | str,
+    *,
+    pool: Pool,
+    k: int | None = None,
+    batch: int = 32,
+    progress: Progress = lambda stage, done, total, numbers: None,
+) -> Parts:
+    """Encodes inputs into a folder of parts: the rows of `stair.encode.encode`, in the same batches.
+
+    Raises ValueError for no inputs, one that cannot be read, or something else at `out`; whatever `pool` raises.
+    """
+    from stair.checkpoint import fingerprint
+
+    if not inputs:
+        raise ValueError("inputs: expected at least one, got none")
+    sha256, model = fingerprint(model_dir), os.path.abspath(model_dir)
+    groups = [list(group) for group in batches(inputs, batch)]
+    size = max(1, min(-(-PART // batch), len(groups) // (JOBS_A_WORKER * pool.workers)))
+
+    def jobs(staging: Path) -> Iterator[Job]:
+        for number, start in enumerate(range(0, len(groups), size)):
+            taken = groups[start : start + size]
+            ids = [str(entry.picture or entry.name) for group in taken for entry in group]
+            reachable = [[_absolute(entry) for entry in group] for group in taken]
+            name = f"part {number} (inputs {ids[0]!r:.80} to {ids[-1]!r:.80})"
+            yield Job(name, Encoder, (model, sha256), "encode", (str(staging), number, reachable, ids, k))
+
+    made: list[Part] = []
+    with parts.writing(out) as staging:
+        for part in pool.stream(jobs(staging)):
+            made.append(part)
+            progress("encode", sum(part.rows for part in made), len(inputs), {})
+        parts.finish(staging, made, sha256)
+    return Parts.open(out)
+
+
+def build_shards(
+    source: Parts,
+    out: Path | str,
+    model_dir: Path | str,
+    *,
+    shards: int,
+    pool: Pool,
+    progress: Progress = lambda stage, done, total, numbers: None,
+) -> int:
+    """Builds a collection of encoded rows, divided by their norms, as a sharded index; gives the number of documents.
+
+    Shard s holds the rows from s N / shards on, so that the shards in their order are the one index of all rows.
+
+    Raises ValueError for another checkpoint than the one that made the rows, for an item that comes twice, or when
+    something else is at `out`; whatever `pool` raises.
+    """
+    out, folder = Path(out), os.path.abspath(source.folder)
+    metadata = collection_metadata(out, Path(model_dir))
+    if metadata["model_sha256"] != source.model_sha256:
+        raise ValueError(f"--model: {model_dir} is not the checkpoint that made the rows of {source.folder}")
+    spans = layout.ranges(len(source), shards)
+    made: list[Shard] = []
+    with layout.building(out) as staging:
+        jobs = (
+            Job(
+                f"shard {number} (rows {first} to {end - 1})",
+                Builder,
+                (folder,),
+                "build",
+                (str(staging), number, *span),
+            )
+            for number, span in enumerate(spans)
+            for first, end in [span]
+        )
+        for shard in pool.stream(jobs):
+            made.append(shard)
+            progress("index", len(made), shards, {})
+        return layout.finish(staging, Manifest(tuple(made), metadata))
+
+
+def _absolute(entry: Input) -> Input:
+    """An input that a worker in another folder can read."""
+    return entry if entry.picture is None else Input(entry.name, picture=entry.picture.absolute())

@@ -1,0 +1,237 @@
+"""stair.cluster.ray on a real Ray cluster of two nodes, whose workers and nodes are killed in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import scipy.sparse
+import torch
+from ray.cluster_utils import Cluster
+from stair.checkpoint import load
+from stair.cli import app
+from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
+from stair.cluster.work import Job, build_shards, encode_parts
+from stair.encode import Input, encode, read_inputs
+from stair.search import Collection, item_of, save_collection
+from tiny_stair import save_checkpoint, save_pictures
+from typer.testing import CliRunner
+
+pytestmark = pytest.mark.xdist_group("ray")
+STORE = 80 << 20  # the smallest that Ray takes
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with one CPU each; the head is one of them."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # 15 is Ray's: slow on a busy machine
+    made = Cluster(True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False})
+    made.add_node(num_cpus=1, object_store_memory=STORE)
+    ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Cluster) -> Iterator[RayPool]:
+    """Two workers, shared by the tests: what one kills another one gets in its place."""
+    with RayPool(workers=2, attempts=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_pictures(folder / "pictures")
+    (folder / "texts.txt").write_text("".join(f"a w{i % 40} w{i * 7 % 50} red\n" for i in range(44)))
+    return read_inputs([str(folder / "pictures"), str(folder / "texts.txt")])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, inputs: list[Input]) -> Path:
+    """model/, and one/, the index of all inputs that this process built alone."""
+    folder = tmp_path_factory.mktemp("ray")
+    save_checkpoint(folder / "model")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker of one CPU has
+    rows = encode(*load(folder / "model"), inputs, batch=4)
+    torch.set_num_threads(threads)
+    save_collection(folder / "one", rows, [item_of(entry) for entry in inputs], folder / "model")
+    return folder
+
+
+def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
+    (scores, ids), (expected, names) = index.search(queries, k), one.search(queries, k)
+    assert scores.numpy().tobytes() == expected.numpy().tobytes()
+    assert ids.tolist() == names.tolist()
+
+
+def kill(pool: RayPool) -> None:
+    """One of the workers that are there."""
+    working = [slot.process for slot in pool.slots if slot.starting is None]
+    os.kill(working[0], signal.SIGKILL)
+
+
+def test_rows_and_shards_survive_the_loss_of_workers(
+    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path
+) -> None:
+    """A worker is killed while both encode, and another while both build; what comes out is the one index."""
+    done: list[int] = []
+
+    def killing(stage: str, number: int, total: int, numbers: dict[str, Any]) -> None:
+        done.append(number)
+        if len(done) == 2:
+            kill(pool)
+
+    rows = encode_parts(inputs, place / "model", tmp_path / "rows", pool=pool, batch=4, progress=killing)
+    assert (len(rows.parts), done[-1], done) == (12, len(inputs), sorted(set(done)))
+    done.clear()
+    assert build_shards(rows, place / "many", place / "model", shards=SHARDS, pool=pool, progress=killing) == 48
+    assert done == [1, 2, 3]
+    one, many = Collection.open(place / "one"), Collection.open(place / "many")
+    assert many.items == one.items
+    assert (many.index.rows(many.index.ids) != one.index.rows(one.index.ids)).nnz == 0
+    queries, _, _ = rows.slice(0, 48)
+    assert_same(many.index, one.index, queries, 60)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_commands_with_ray_give_what_they_give_without(
+    pool: RayPool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the workers that there are already."""
+    asked: list[Any] = []
+
+    def lent(address: str, workers: int | None) -> Any:
+        asked.append((address, workers))
+        return contextlib.nullcontext(pool)
+
+    monkeypatch.setattr("stair.cluster.ray.RayPool", lent)
+    on_ray = ["--ray", "--workers", "2"]
+    build = ["index", "build", *on_ray, str(save_pictures(tmp_path / "pictures")), "a w1 red", "--shards", "2"]
+    done = CliRunner().invoke(app, [*build, "--model", str(place / "model"), "--out", str(tmp_path / "many")])
+    assert (done.exit_code, done.stderr) == (0, f"5 items in {tmp_path / 'many'}\n")
+    search = ["search", "--index", str(tmp_path / "many"), "--json", "a w1 red"]
+    found = [CliRunner().invoke(app, [*search, *more]) for more in ([], on_ray)]
+    assert [one.exit_code for one in found] == [0, 0], found[1].output
+    assert json.loads(found[1].stdout) == json.loads(found[0].stdout)
+    assert json.loads(found[0].stdout)[0]["hits"][0]["name"] == "a w1 red"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "pictures"]
+    assert asked == [("local", 2)] * 2
+
+
+@pytest.fixture(scope="module")
+def queries(place: Path, inputs: list[Input]) -> Any:
+    return encode(*load(place / "model"), inputs[2:9])
+
+
+def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(pool: RayPool, place: Path, queries: Any) -> None:
+    index, one = open_on(pool, place / "many"), Collection.open(place / "one").index
+    assert_same(index, one, queries, 10)
+    stopped = next(slot for slot in pool.slots if slot.starting is None)
+    before, lost = stopped.process, stopped.actor
+    os.kill(before, signal.SIGSTOP)  # so that the query is on its way when the worker dies
+    killer = threading.Timer(0.5, os.kill, (before, signal.SIGKILL))
+    killer.start()
+    start = time.monotonic()
+    assert_same(index, one, queries, 10)
+    assert time.monotonic() - start > 0.4
+    killer.join()
+    assert index.payloads(one.ids[::-1]) == one.payloads(one.ids[::-1])
+    assert_same(index, one, queries, 10)
+    assert stopped.actor is not lost
+
+
+def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        encode_parts([Input("x", picture=tmp_path / "broken.png")], place / "model", tmp_path / "rows", pool=pool)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+    index = open_on(pool, place / "many")
+    with pytest.raises(ValueError, match="k: expected an integer >= 1, got 0"):
+        index.search(scipy.sparse.csr_matrix((1, index.vocab_size), dtype="float32"), 0)
+
+
+def test_the_number_of_jobs_ahead_is_bounded(pool: RayPool) -> None:
+    taken: list[int] = []
+
+    def jobs() -> Iterator[Job]:
+        for number in range(200):
+            taken.append(number)
+            yield Job(str(number), dict, (), "copy", ())
+
+    for number, _ in enumerate(pool.stream(jobs())):
+        assert taken[-1] - number <= 8 * pool.workers
+    assert taken == list(range(200))
+
+
+def test_a_collection_is_searched_from_several_threads(pool: RayPool, place: Path, queries: Any) -> None:
+    many, one = open_collection(pool, place / "many"), Collection.open(place / "one")
+    vocabulary = [str(v) for v in range(queries.vocab_size)]
+    expected, found = one.search(queries, 5, vocabulary), dict[int, Any]()
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: many.search(queries, 5, vocabulary)})) for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {0: expected, 1: expected, 2: expected}
+
+
+def test_a_shard_that_is_gone_is_an_error_and_not_fewer_documents(pool: RayPool, place: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(place / "many", tmp_path / "many"))
+    assert len(open_on(pool, folder)) == 48
+    shutil.copytree(folder, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "shard-00001")
+    with pytest.raises(ValueError, match="shard-00001 does not exist"):
+        open_on(pool, tmp_path / "other")
+
+
+def test_no_worker_and_no_cluster_are_errors(cluster: Cluster, place: Path) -> None:
+    with (
+        RayPool(workers=1, cpus=64, start_timeout_s=1) as pool,
+        pytest.raises(ClusterError, match=r"no worker could be started for 1 s: .* of the cluster's"),
+    ):
+        list(pool.stream([Job("one", dict, (), "copy", ())]))
+    with pytest.raises(ClusterError, match="closed"):
+        list(pool.stream([Job("one", dict, (), "copy", ())]))
+    with pytest.raises(ClusterError, match="has no worker of 64 CPUs"):
+        RayPool(cpus=64)
+    with RayPool(workers=1) as other, pytest.raises(ValueError, match="no sharded index"):
+        open_on(other, place / "one")
+
+
+def test_a_search_survives_the_loss_of_a_node(cluster: Cluster, pool: RayPool, place: Path, queries: Any) -> None:
+    index, one = open_on(pool, place / "many"), Collection.open(place / "one").index
+    while any(slot.starting is not None for slot in pool.slots):
+        assert_same(index, one, queries, 5)
+        time.sleep(0.5)
+    cluster.remove_node(next(iter(cluster.worker_nodes)))
+    assert_same(index, one, queries, 10)  # one worker has all shards: no CPU is left for another
+    assert_same(index, one, queries, 40)
+    assert [slot.starting is None for slot in pool.slots].count(True) == 1
+
+
+def fatal() -> Any:
+    os._exit(7)
+
+
+def test_a_job_that_kills_its_workers_is_an_error_that_names_it(pool: RayPool) -> None:
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__))
+    jobs = [Job(f"job {number}", fatal if number == 1 else dict, (), "copy", ()) for number in range(4)]
+    found: list[Any] = []
+    with pytest.raises(ClusterError, match="job 1: its worker was lost 2 times"):
+        found.extend(pool.stream(jobs))
