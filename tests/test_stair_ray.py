@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
+from serving import running
 from stair.checkpoint import load
 from stair.cli import app
+from stair.cluster import commands
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.work import Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
 from stair.search import Collection, item_of, save_collection
+from stair.serve import Folder, Settings
 from tiny_stair import save_checkpoint, save_pictures
 from typer.testing import CliRunner
 
@@ -152,6 +156,17 @@ def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(pool: RayPoo
     assert index.payloads(one.ids[::-1]) == one.payloads(one.ids[::-1])
     assert_same(index, one, queries, 10)
     assert stopped.actor is not lost
+
+
+def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPool, place: Path) -> None:
+    on_workers = Folder(place / "many", opened=partial(commands.open_index, pool))
+    with running(Folder(place / "one"), Settings()) as alone, running(on_workers, Settings(timeout_s=60)) as client:
+        for text in ("a w3 red", "w21"):
+            expected = alone.search(text=text, k=6).json["hits"]
+            assert client.search(text=text, k=6).json["hits"] == expected
+            kill(pool)
+        assert client.search(text="w21", k=6).json["hits"] == expected
+        assert not client.service.holder.stale()
 
 
 def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Client, Fixed, running, save_tiny_collection
 from stair.checkpoint import load
+from stair.cluster import commands
+from stair.cluster.work import ClusterError, Here
 from stair.encode import encode, read_inputs
 from stair.search import Collection
 from stair.serve import Folder, Served, Settings
@@ -335,6 +338,31 @@ def test_a_late_answer_is_a_504_and_a_query_that_still_waits_is_not_searched(slo
         slow.go.set()
         wait_until(lambda: len(client.service.batcher) == 0)
     assert slow.batches == [1]
+
+
+def test_shards_are_served_and_a_build_of_them_is_noticed(place: Path, tmp_path: Path) -> None:
+    inputs = read_inputs(["a red fruit", "dog", "blue sky", "night"])
+    build = partial(commands.build, model_dir=place / "model", pool=Here(), k=None, batch=2, progress=lambda *_: None)
+    assert build(inputs, tmp_path / "many", shards=2) == 4
+    with running(Folder(tmp_path / "many"), Settings()) as client:
+        assert client.ask("GET", "/v1/index").json["documents"] == 4
+        assert client.search(text="dog", k=1).json["hits"][0]["name"] == "dog"
+        assert not client.service.holder.stale()
+        build(inputs[:3], tmp_path / "many", shards=3)
+        assert client.service.holder.stale()
+        client.service.holder.reload()
+        assert client.ask("GET", "/v1/index").json["documents"] == 3
+
+
+def test_a_cluster_that_cannot_answer_is_a_503() -> None:
+    class Lost(Slow):
+        def search(self, queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
+            raise ClusterError("shard 1: its worker was lost 3 times")
+
+    with running(Fixed(Served(Lost())), Settings()) as client:
+        found = client.search(indices=[0], values=[1])
+        assert found.error == (503, "busy", None)
+        assert "shard 1" in found.json["error"]["message"]
 
 
 def test_a_body_that_never_ends_is_a_504(plain: Client) -> None:

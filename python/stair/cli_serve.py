@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stair.console import err
+from stair.options import RayOption, WorkersOption, workers_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -36,13 +38,18 @@ def serve(
         list[str] | None,
         typer.Option("--allow-host", help="A name by which it may be called, such as a proxy's.", show_default=False),
     ] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
 ) -> None:
     """Serve an index over HTTP: a search page at /, JSON below /v1, /metrics for Prometheus.
 
     Example: `stair serve out/photos --port 8000`, then open http://127.0.0.1:8000
+
+    A sharded index on a Ray cluster: `stair serve /shared/photos --ray head:6379`
     """
     try:
+        from stair.cluster import commands
         from stair.serve import Folder, Settings, create_app
         from stair.serve.server import serve as run
     except ModuleNotFoundError as error:
@@ -63,12 +70,13 @@ def serve(
         watch_s=watch,
         hosts=(*known, *(name.lower() for name in allow_host or ())),
     )
-    with err.status("opening the index and its model"):
-        app = create_app(Folder(index_dir, model), settings)
-    documents = len(app.state.service.holder.current.index)
+    with workers_of(ray, workers) as pool:
+        with err.status("opening the index and its model"):
+            app = create_app(Folder(index_dir, model, partial(commands.open_index, pool)), settings)
+        documents = len(app.state.service.holder.current.index)
 
-    def listens(host: str, port: int) -> None:
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        err.print(f"{documents} documents at {address} (Ctrl-C stops)", markup=False)
+        def listens(host: str, port: int) -> None:
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            err.print(f"{documents} documents at {address} (Ctrl-C stops)", markup=False)
 
-    run(app, host, port, listens, access_log)
+        run(app, host, port, listens, access_log)

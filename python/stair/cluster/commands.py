@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from stair import search
 from stair.cluster.parts import Parts
 from stair.cluster.work import Here, Pool, Progress, build_shards, encode_parts
 from stair.encode import Input
@@ -68,6 +69,15 @@ def build(
     with _beside(out) as folder:
         rows = encode_parts(source, model_dir, folder / "rows", pool=pool, k=k, batch=batch, progress=progress)
         return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress)
+
+
+def open_index(pool: Pool, folder: Path) -> Any:
+    """The same, without a look at what it is an index of."""
+    if isinstance(pool, Here):
+        return search.open_index(folder)
+    from stair.cluster import ray
+
+    return ray.open_on(cast("ray.RayPool", pool), folder)
 
 
 def open_collection(pool: Pool, folder: Path) -> Collection:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from stair.cluster.work import Desk, Job
+from stair.cluster.work import ClusterError, Desk, Job
 
 try:
     import ray
@@ -25,12 +25,6 @@ QUEUED = 2  # jobs of one worker, so that it has the next one when it is done
 WINDOW = 8  # jobs a worker that may be done before an earlier one is: what waits for its turn stays bounded
 START_TIMEOUT_S = 120.0
 STORE_BYTES = 256 << 20  # of Ray on this machine: jobs give back little
-
-
-class ClusterError(RuntimeError):
-    """The cluster could not do a job: nothing of it is left out silently."""
-
-    exit_code = 1
 
 
 class Worker(Desk):

@@ -24,6 +24,12 @@ JOBS_A_WORKER = 4  # at least, so that a slow one holds up little
 Progress = Callable[[str, int, int, "dict[str, Any]"], None]
 
 
+class ClusterError(RuntimeError):
+    """The cluster could not do a job: nothing of it is left out silently."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class Job:
     """`make(*needs).method(*arguments)`; a worker keeps what `make(*needs)` gave it."""

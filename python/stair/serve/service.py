@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from stair.cluster.work import ClusterError
 from stair.serve.answers import Query, Row, answer
 from stair.serve.batching import Batcher, FullError
 from stair.serve.errors import RefusedError
@@ -70,7 +71,7 @@ class Service:
                 await self.reload_quietly()
 
     async def ask(self, query: Query) -> dict[str, Any]:
-        """The query's answer. RefusedError 503 while too many wait."""
+        """The query's answer. RefusedError 503 while too many wait, and when workers of a cluster cannot be reached."""
         try:
             if self.batcher is None:
                 raise FullError
@@ -78,7 +79,10 @@ class Service:
         except FullError:
             message = f"{self.settings.queue} queries wait already; try again"
             raise RefusedError(503, message, headers={"Retry-After": "1"}) from None
-        return await asyncio.wrap_future(waiting)
+        try:
+            return await asyncio.wrap_future(waiting)
+        except ClusterError as error:
+            raise RefusedError(503, str(error), headers={"Retry-After": "10"}) from error
 
     async def fitted(self, encoder: Encoder, data: bytes) -> np.ndarray:
         """An uploaded picture as the square that the model sees."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from stair.cluster import layout
 from stair.search import MANIFEST, Collection, open_index
 
 if TYPE_CHECKING:
@@ -112,18 +113,18 @@ class Source(Protocol):
 
 
 class Folder:
-    """An index directory: a collection with its model, or any other index, with a model or without.
+    """An index directory, sharded or not: a collection with its model, or any other index, with a model or without.
 
     Every `open` opens the directory anew (half a millisecond, the files are mapped) rather than calling `reload` on the
     index that is served: that would change what requests in flight look up. The model stays, unless another built it.
     """
 
-    def __init__(self, folder: Path, model: Path | None = None) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Path | None = None, opened: Callable[[Path], Any] = open_index) -> None:
+        self.folder, self.model, self._opened = folder, model, opened
         self._encoder: Encoder | None = None
 
     def open(self) -> Served:
-        index = open_index(self.folder)
+        index = self._opened(self.folder)
         collection = Collection.of(self.folder, index)
         encoder: Encoder | None = None
         if collection is not None:
@@ -137,7 +138,7 @@ class Folder:
 
     def stamp(self) -> object:
         try:
-            found = os.stat(self.folder / MANIFEST)
+            found = os.stat(self.folder / (layout.MANIFEST if layout.is_sharded(self.folder) else MANIFEST))
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
