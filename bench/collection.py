@@ -68,6 +68,10 @@ class Language:
         activation = [low + (high - low) * self.random.random((n, count)) for count, low, high in parts]
         return self.rows(np.hstack(drawn), np.hstack(activation))
 
+    def about(self, n: int, parts: tuple[Any, ...]) -> scipy.sparse.csr_matrix:
+        """Texts about whatever comes up."""
+        return self.texts(self.topics(n), self.random.integers(0, SUBJECTS, n), parts)
+
     def rows(self, terms: np.ndarray, activation: np.ndarray) -> scipy.sparse.csr_matrix:
         """Of a term that is drawn more than once, the first counts."""
         keys, first = np.unique(
@@ -78,16 +82,18 @@ class Language:
         return scipy.sparse.csr_matrix((data, (keys % V).astype(np.int32), indptr), (len(terms), V))
 
 
+def make_documents(language: Language, N: int) -> scipy.sparse.csr_matrix:
+    """N documents of about 120 terms."""
+    sizes = [min(50_000, N - first) for first in range(0, N, 50_000)]
+    return scipy.sparse.vstack([language.about(n, DOCUMENT_TERMS) for n in sizes], "csr")
+
+
 def make_collection(N: int, Q: int, seed: int) -> Collection:
-    """N documents of about 120 terms, and Q queries of each kind, "plain" ones of about 47 terms."""
+    """N documents, and Q queries of each kind, "plain" ones of about 47 terms."""
     random = np.random.default_rng(seed)
     language = Language(random)
-    parts = []
-    for first in range(0, N, 50_000):
-        n = min(50_000, N - first)
-        parts.append(language.texts(language.topics(n), random.integers(0, SUBJECTS, n), DOCUMENT_TERMS))
-    documents = scipy.sparse.vstack(parts, "csr")
-    plain = language.texts(language.topics(2 * Q), random.integers(0, SUBJECTS, 2 * Q), QUERY_TERMS)
+    documents = make_documents(language, N)
+    plain = language.about(2 * Q, QUERY_TERMS)
     counts = np.bincount(documents.indices, minlength=V)
     by_count = np.argsort(-counts)
     rare = random.choice(np.flatnonzero((counts > 0) & (counts <= max(20, np.median(counts)))), Q)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 import aot
 from rich.progress import track
+from tables import write_tables
 
 from stair_kernels import tiles
 from stair_kernels._triton.forward import TOGETHER
@@ -160,18 +160,6 @@ def machine_code() -> str:
     return "\n".join(lines)
 
 
-def write_tables(tables: Mapping[str, str]) -> None:
-    """Into docs/gpu.md, each between the marks that bear its name."""
-    page = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        text = f"{begin}{table}\n{end}"
-        page, count = re.subn(f"{begin}.*?{end}", lambda _, text=text: text, page, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"{PAGE.name}: expected once {begin.strip()} to {end}, found {count} times")
-    PAGE.write_text(page, encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"write both tables into docs/{PAGE.name}")
@@ -184,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(predictions([tuple(map(int, sizes))]))
         return 0
     tables = {"predictions": predictions(SHAPES), "machine code": machine_code()}
-    write_tables(tables) if options.write else print("\n\n".join(tables.values()))
+    write_tables(PAGE, tables) if options.write else print("\n\n".join(tables.values()))
     return 0
 
 

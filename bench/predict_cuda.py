@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from predict import SCHEDULERS, write_tables
+from predict import PAGE, SCHEDULERS
+from tables import write_tables
 from torch import Tensor
 from work_sparse import make_rows
 
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table into docs/gpu.md")
     options = parser.parse_args(arguments)
     made = table(list(all_costs()))
-    write_tables({"predicted CUDA kernels": made}) if options.write else print(made)
+    write_tables(PAGE, {"predicted CUDA kernels": made}) if options.write else print(made)
     return 0
 
 

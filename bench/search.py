@@ -3,6 +3,7 @@
     python bench/search.py                                     # 100,000 and 400,000 made-up documents
     python bench/search.py --documents 100000 --seed 7 --queries 100
     python bench/search.py --wordnet                           # 117,659 glosses of WordNet, and whether they are found
+    python bench/search.py --collection out/demo/index         # what `stair index` or `make demo` wrote, asked by name
 
 Each kind of query is first answered by both and compared; a wrong answer ends the run with exit code 1. Then passes of
 the two alternate; the least of a query's times counts, as other work on the machine only adds to them. The batch on two
@@ -24,6 +25,9 @@ import scipy.sparse
 import torch
 from collection import make_collection
 from native import compiled_library
+from stair.checkpoint import load
+from stair.formats.documents import as_csr
+from stair.search import Collection
 from wordnet import wordnet
 
 import stair_kernels as sk
@@ -122,6 +126,23 @@ def real(options: argparse.Namespace) -> None:
     )
 
 
+def collected(options: argparse.Namespace) -> None:
+    """The items of a collection; a query is an item's name."""
+    run(*named_items(options.collection, options.queries), options)
+
+
+def named_items(folder: Path, Q: int) -> tuple[scipy.sparse.csr_matrix, dict[str, scipy.sparse.csr_matrix]]:
+    """The rows of a collection's items, and the names of Q of them as its model encodes them."""
+    collection = Collection.open(folder)
+    model, processor = load(collection.model_dir)
+    documents = collection.index.rows(collection.index.ids)
+    names = sorted({item["name"] for item in collection.items})
+    asked = [names[i] for i in np.random.default_rng(0).permutation(len(names))[:Q]]
+    with torch.inference_mode():
+        parts = [as_csr(model.encode_text(**processor(text=asked[i : i + 64]))) for i in range(0, len(asked), 64)]
+    return documents, {"names": scipy.sparse.vstack(parts, "csr")}
+
+
 def run(
     documents: scipy.sparse.csr_matrix, kinds: dict[str, scipy.sparse.csr_matrix], options: argparse.Namespace
 ) -> None:
@@ -157,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="*", default=[100_000, 400_000])
     parser.add_argument("--wordnet", action="store_true", help="WordNet's glosses (bench/wordnet.py) in their place")
+    parser.add_argument("--collection", type=Path, help="the items of a collection in their place")
     parser.add_argument("--queries", type=int, default=200, help="of each kind")
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
@@ -168,6 +190,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.wordnet:
         real(options)
+        return
+    if options.collection is not None:
+        collected(options)
         return
     for N in options.documents:
         made_up(N, options)

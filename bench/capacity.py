@@ -1,0 +1,272 @@
+"""What 10^7, 10^8 and 10^9 documents need, from what smaller collections are measured to need.
+
+    python bench/capacity.py measure          # bench/capacity.json; 25 minutes, 24 GiB, 20 GB of disk, alone
+    python bench/capacity.py measure --sizes 50000 100000 --shards 2 50000 --texts 500 --out out/capacity.json
+    python bench/capacity.py report --write   # the tables of docs/capacity.md from bench/capacity.json
+
+Documents are made up (bench/collection.py). Each size is made, built and saved in a process of its own, so that
+the peak of its memory is its own, then searched on one thread, memory-mapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from capacity_sums import PAGE, simulate, tables
+from collection import QUERY_TERMS, Language, make_documents
+from machine import environment
+from stair.files import replacing
+from tables import write_tables
+
+import stair_kernels as sk
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "bench" / "capacity.json"
+K, QUERIES, REPEATS, SEED = 10, 400, 5, 1
+SIZES, SHARDS = (100_000, 200_000, 400_000, 1_000_000, 2_000_000, 4_000_000), (10, 1_000_000)
+LOADS = (0.3, 0.6)  # of what two threads can answer at most, for the comparison with the simulation
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("measure", "report"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="documents of a single index")
+    parser.add_argument("--shards", type=int, nargs=2, default=SHARDS, metavar=("NUMBER", "DOCUMENTS"))
+    parser.add_argument("--texts", type=int, default=4000, help="texts that are encoded")
+    parser.add_argument("--out", type=Path, default=RECORD, help="the record")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
+    options = parser.parse_args()
+    if options.command == "measure":
+        with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
+            record = measure(options, Path(folder))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(options.out) as stream:
+            json.dump(record, stream, indent=1)
+    made = tables(json.loads(options.out.read_text()))
+    print(*made.values(), sep="\n\n")
+    if options.write:
+        write_tables(PAGE, made)
+    return 0
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    number, documents = options.shards
+    queries = make_queries()
+    record: dict[str, Any] = {**environment(torch.device("cpu"), 1), "k": K, "indexes": [], "terms": []}
+    record["encode_per_second"] = encoding(options.texts)
+    shards: list[sk.SparseIndex] = []
+    for shard in range(number):
+        built = alone(build, folder / f"shard-{shard}", documents, shard)
+        shards.append(sk.SparseIndex.open(folder / f"shard-{shard}"))
+        say(f"shard {shard + 1} of {number}: {built}")
+    for size in options.sizes:
+        place = folder / f"single-{size}"
+        line = {"documents": size, **alone(build, place, size, 0), **searching(place, queries)}
+        record["indexes"].append(line)
+        say(str({name: value for name, value in line.items() if name != "query_us"}))
+    record["sharded"] = {"shards": number, "documents": documents, **searching_shards(shards, queries)}
+    record["two_shards"] = [two_shards(shards[:2], queries, load) for load in LOADS]
+    return record
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def alone(function: Any, *arguments: Any) -> Any:
+    """The function's result, from a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def build(place: Path, N: int, part: int) -> dict[str, float]:
+    """Documents [part * N, (part + 1) * N) of the collection, built and saved; seconds and memory."""
+    rows = make_documents(language(part), N)
+    before = forget_peak()
+    start = time.perf_counter()
+    index = sk.SparseIndex.build(rows, np.arange(part * N, (part + 1) * N))
+    build_s = time.perf_counter() - start
+    build_mb = memory_mb("VmHWM") - before
+    check(index, rows)
+    saving = time.perf_counter()
+    index.save(place)
+    stats = index.stats()
+    return {
+        "terms": rows.nnz / N,
+        "bytes": stats["bytes"],
+        "postings": stats["postings"],
+        "build_s": round(build_s, 2),
+        "save_s": round(time.perf_counter() - saving, 2),
+        "build_mb": round(build_mb, 1),
+    }
+
+
+def forget_peak() -> float:
+    """Linux begins anew to note the most memory that this process holds; what it holds now, MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_mb("VmRSS")
+
+
+def memory_mb(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def check(index: sk.SparseIndex, rows: scipy.sparse.csr_matrix) -> None:
+    """Some documents as queries, beside all their products: a wrong score ends the run."""
+    asked = rows[:: max(1, rows.shape[0] // 3)][:3]
+    scores = index.search(asked, K)[0].numpy()
+    dense = (rows @ asked.T.tocsr()).toarray().T
+    expected = -np.sort(-dense, axis=1)[:, :K]
+    if not np.allclose(scores, expected, rtol=1e-5, atol=0):
+        sys.exit(f"{rows.shape[0]} documents: {scores} instead of {expected}")
+
+
+def language(part: int) -> Language:
+    """The same topics and terms for every part, with draws of its own."""
+    made = Language(np.random.default_rng(SEED))
+    made.random = np.random.default_rng([SEED, part])
+    return made
+
+
+def make_queries() -> scipy.sparse.csr_matrix:
+    return language(1 << 20).about(QUERIES, QUERY_TERMS)
+
+
+def searching(place: Path, queries: scipy.sparse.csr_matrix) -> dict[str, Any]:
+    """Time to open; [REPEATS][QUERIES] microseconds of queries one at a time on one thread, from Python."""
+    start = time.perf_counter()
+    index = sk.SparseIndex.open(place)
+    open_ms = (time.perf_counter() - start) * 1e3
+    rows = [queries[q] for q in range(queries.shape[0])]
+    times = []
+    for repeat in range(-1, REPEATS):  # the first reads the files
+        taken = []
+        for row in rows:
+            start = time.perf_counter()
+            index.search(row, K, n_threads=1)
+            taken.append(round((time.perf_counter() - start) * 1e6, 1))
+        times += [taken] if repeat >= 0 else []
+    return {"open_ms": round(open_ms, 2), "query_us": times}
+
+
+def searching_shards(shards: Sequence[sk.SparseIndex], queries: scipy.sparse.csr_matrix) -> dict[str, Any]:
+    """One query at a time through all shards on one thread: microseconds of the search and of the merge."""
+    search, merge = [], []
+    for q in range(queries.shape[0]):
+        start = time.perf_counter()
+        parts = [shard.search(queries[q], K, n_threads=1) for shard in shards]
+        between = time.perf_counter()
+        merged(parts)
+        search.append(round((between - start) * 1e6, 1))
+        merge.append(round((time.perf_counter() - between) * 1e6, 1))
+    return {"search_us": search, "merge_us": merge}
+
+
+def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """The best K of the shards' answers to one query: by score, equal ones by id."""
+    scores, ids = (np.concatenate([part[i].numpy()[0] for part in parts]) for i in (0, 1))
+    best = np.lexsort((ids, -scores))[:K]
+    return scores[best], ids[best]
+
+
+def two_shards(shards: Sequence[sk.SparseIndex], queries: scipy.sparse.csr_matrix, load: float) -> dict[str, Any]:
+    """Queries that arrive at random at two shards, each with a thread of its own: measured, and simulated.
+
+    The simulation has the times of the shards' queries when alone; `load` is the share of the time a shard is busy.
+    """
+    rows = [queries[q] for q in range(queries.shape[0])]
+    alone_us = np.array([_busy(shards, row) for row in rows])  # [queries, shards]
+    random = np.random.default_rng(SEED)
+    asked = random.integers(0, len(rows), 20 * len(rows))
+    gaps = random.exponential(alone_us.mean() / load, len(asked))
+    found = open_loop(shards, [rows[q] for q in asked], np.cumsum(gaps))
+    expected = simulate(alone_us[asked], gaps)
+    places = (50, 95, 99)
+    return {
+        "load": load,
+        "measured_us": [round(float(v), 1) for v in np.percentile(found, places)],
+        "simulated_us": [round(float(v), 1) for v in np.percentile(expected, places)],
+    }
+
+
+def _busy(shards: Sequence[sk.SparseIndex], row: scipy.sparse.csr_matrix) -> list[float]:
+    taken = np.zeros((3, len(shards)))
+    for repeat in range(3):
+        for i, shard in enumerate(shards):
+            start = time.perf_counter()
+            shard.search(row, K, n_threads=1)
+            taken[repeat, i] = (time.perf_counter() - start) * 1e6
+    return np.median(taken, axis=0).tolist()
+
+
+def open_loop(
+    shards: Sequence[sk.SparseIndex], rows: Sequence[scipy.sparse.csr_matrix], arrivals_us: np.ndarray
+) -> np.ndarray:
+    """Microseconds from each query's arrival to its last shard's answer; nobody waits for an answer before asking."""
+    done = np.zeros((len(rows), len(shards)))
+    waiting: list[queue.SimpleQueue[int | None]] = [queue.SimpleQueue() for _ in shards]
+
+    def serve(i: int) -> None:
+        while (q := waiting[i].get()) is not None:
+            shards[i].search(rows[q], K, n_threads=1)
+            done[q, i] = time.perf_counter()
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(len(shards))]
+    for thread in threads:
+        thread.start()
+    begin = time.perf_counter()
+    due = begin + arrivals_us / 1e6
+    for q in range(len(rows)):
+        time.sleep(max(0.0, due[q] - time.perf_counter()))
+        for line in waiting:
+            line.put(q)
+    for line in waiting:
+        line.put(None)
+    for thread in threads:
+        thread.join()
+    return (done.max(axis=1) - due) * 1e6
+
+
+def encoding(n_texts: int) -> dict[str, float]:
+    """Texts a second through SPLADE-tiny and the fused head on one thread, by the number of words."""
+    from stair.pretrained import initial_model
+
+    model, processor = initial_model()
+    model.eval()
+    rates = {}
+    for words in (8, 32, 128):
+        texts = list(_texts(n_texts * 8 // words, words))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for first in range(0, len(texts), 32):
+                model.encode_text(**processor(text=texts[first : first + 32]), k=128)
+        rates[str(words)] = round(len(texts) / (time.perf_counter() - start), 1)
+    return rates
+
+
+def _texts(n: int, words: int) -> Iterator[str]:
+    from stair.emoji import load_concepts
+
+    known = sorted({word for concept in load_concepts() for word in concept.name.split()})
+    random = np.random.default_rng(SEED)
+    for _ in range(n):
+        yield " ".join(random.choice(known, words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
