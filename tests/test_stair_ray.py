@@ -76,6 +76,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, inputs: list[Input]) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def many(pool: RayPool, place: Path, inputs: list[Input]) -> Path:
+    """The same in shards that the workers built."""
+    rows = encode_parts(inputs, place / "model", place / "rows", pool=pool, batch=4)
+    build_shards(rows, place / "many", place / "model", shards=SHARDS, pool=pool)
+    return place / "many"
+
+
 def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
     (scores, ids), (expected, names) = index.search(queries, k), one.search(queries, k)
     assert scores.numpy().tobytes() == expected.numpy().tobytes()
@@ -102,9 +110,9 @@ def test_rows_and_shards_survive_the_loss_of_workers(
     rows = encode_parts(inputs, place / "model", tmp_path / "rows", pool=pool, batch=4, progress=killing)
     assert (len(rows.parts), done[-1], done) == (12, len(inputs), sorted(set(done)))
     done.clear()
-    assert build_shards(rows, place / "many", place / "model", shards=SHARDS, pool=pool, progress=killing) == 48
+    assert build_shards(rows, tmp_path / "many", place / "model", shards=SHARDS, pool=pool, progress=killing) == 48
     assert done == [1, 2, 3]
-    one, many = Collection.open(place / "one"), Collection.open(place / "many")
+    one, many = Collection.open(place / "one"), Collection.open(tmp_path / "many")
     assert many.items == one.items
     assert (many.index.rows(many.index.ids) != one.index.rows(one.index.ids)).nnz == 0
     queries, _, _ = rows.slice(0, 48)
@@ -141,8 +149,10 @@ def queries(place: Path, inputs: list[Input]) -> Any:
     return encode(*load(place / "model"), inputs[2:9])
 
 
-def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(pool: RayPool, place: Path, queries: Any) -> None:
-    index, one = open_on(pool, place / "many"), Collection.open(place / "one").index
+def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(
+    pool: RayPool, place: Path, queries: Any, many: Path
+) -> None:
+    index, one = open_on(pool, many), Collection.open(place / "one").index
     assert_same(index, one, queries, 10)
     stopped = next(slot for slot in pool.slots if slot.starting is None)
     before, lost = stopped.process, stopped.actor
@@ -158,8 +168,8 @@ def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(pool: RayPoo
     assert stopped.actor is not lost
 
 
-def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPool, place: Path) -> None:
-    on_workers = Folder(place / "many", opened=partial(commands.open_index, pool))
+def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPool, place: Path, many: Path) -> None:
+    on_workers = Folder(many, opened=partial(commands.open_index, pool))
     with running(Folder(place / "one"), Settings()) as alone, running(on_workers, Settings(timeout_s=60)) as client:
         for text in ("a w3 red", "w21"):
             expected = alone.search(text=text, k=6).json["hits"]
@@ -169,12 +179,12 @@ def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPoo
         assert not client.service.holder.stale()
 
 
-def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path) -> None:
+def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         encode_parts([Input("x", picture=tmp_path / "broken.png")], place / "model", tmp_path / "rows", pool=pool)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
-    index = open_on(pool, place / "many")
+    index = open_on(pool, many)
     with pytest.raises(ValueError, match="k: expected an integer >= 1, got 0"):
         index.search(scipy.sparse.csr_matrix((1, index.vocab_size), dtype="float32"), 0)
 
@@ -192,8 +202,8 @@ def test_the_number_of_jobs_ahead_is_bounded(pool: RayPool) -> None:
     assert taken == list(range(200))
 
 
-def test_a_collection_is_searched_from_several_threads(pool: RayPool, place: Path, queries: Any) -> None:
-    many, one = open_collection(pool, place / "many"), Collection.open(place / "one")
+def test_a_collection_is_searched_from_several_threads(pool: RayPool, place: Path, queries: Any, many: Path) -> None:
+    many, one = open_collection(pool, many), Collection.open(place / "one")
     vocabulary = [str(v) for v in range(queries.vocab_size)]
     expected, found = one.search(queries, 5, vocabulary), dict[int, Any]()
     threads = [
@@ -206,8 +216,10 @@ def test_a_collection_is_searched_from_several_threads(pool: RayPool, place: Pat
     assert found == {0: expected, 1: expected, 2: expected}
 
 
-def test_a_shard_that_is_gone_is_an_error_and_not_fewer_documents(pool: RayPool, place: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(place / "many", tmp_path / "many"))
+def test_a_shard_that_is_gone_is_an_error_and_not_fewer_documents(
+    pool: RayPool, place: Path, tmp_path: Path, many: Path
+) -> None:
+    folder = Path(shutil.copytree(many, tmp_path / "many"))
     assert len(open_on(pool, folder)) == 48
     shutil.copytree(folder, tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "shard-00001")
@@ -229,8 +241,10 @@ def test_no_worker_and_no_cluster_are_errors(cluster: Cluster, place: Path) -> N
         open_on(other, place / "one")
 
 
-def test_a_search_survives_the_loss_of_a_node(cluster: Cluster, pool: RayPool, place: Path, queries: Any) -> None:
-    index, one = open_on(pool, place / "many"), Collection.open(place / "one").index
+def test_a_search_survives_the_loss_of_a_node(
+    cluster: Cluster, pool: RayPool, place: Path, queries: Any, many: Path
+) -> None:
+    index, one = open_on(pool, many), Collection.open(place / "one").index
     while any(slot.starting is not None for slot in pool.slots):
         assert_same(index, one, queries, 5)
         time.sleep(0.5)

@@ -62,10 +62,12 @@ def spark() -> Iterator[SparkSession]:
     building = SparkSession.builder.master("local-cluster[2,1,1024]")
     for name, value in settings.items():
         building = building.config(name, value)
+    interrupted = signal.getsignal(signal.SIGINT)
     session = building.getOrCreate()
     session.sparkContext.setLogLevel("OFF")
     yield session
     session.stop()
+    signal.signal(signal.SIGINT, interrupted)  # Spark puts its own there
 
 
 def dying_once(marker: Path) -> Any:

@@ -21,6 +21,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, listens: Callable[[str, int], None], stops: Callable[[], None]) -> None:
         super().__init__(config)
         self._listens, self._stops = listens, stops
+        self.interrupted = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -29,6 +30,7 @@ class Server(uvicorn.Server):
             self._listens(host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted = self.interrupted or sig == signal.SIGINT
         self._stops()
         super().handle_exit(sig, frame)
 
@@ -65,7 +67,10 @@ def serve(app: FastAPI, host: str, port: int, listens: Callable[[str, int], None
     with bound(host, port) as listener:
         before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again when all is done
         try:
-            Server(config, listens, stops).run([listener])
+            server = Server(config, listens, stops)
+            server.run([listener])
+            if server.interrupted:  # uvicorn sends the signal again, which a shell's job in the background ignores
+                raise KeyboardInterrupt
         finally:
             signal.signal(signal.SIGTERM, before)
 
