@@ -153,10 +153,14 @@ def shards_table(record: dict[str, Any]) -> str:
         f" through all of them: median {np.median(search) / 1e3:.2f} ms, 99 % {np.percentile(search, 99) / 1e3:.2f} ms;"
         f" the merge takes {np.median(merge):.0f} us.\n\n"
     )
-    rows = ["| two shards, a core each, busy | measured 50 / 95 / 99 %, us | simulated |", "|---:|---:|---:|"]
+    rows = [
+        "| two shards, a thread each, busy | mean alone, both at work, us | 50 / 95 / 99 % measured, us | simulated |"
+    ]
+    rows.append("|---:|---:|---:|---:|")
     for line in record["two_shards"]:
+        means = f"{line['alone_us']:,.0f} / {line['together_us']:,.0f}"
         cells = (" / ".join(f"{v:,.0f}" for v in line[name]) for name in ("measured_us", "simulated_us"))
-        rows.append(f"| {100 * line['load']:.0f} % | " + " | ".join(cells) + " |")
+        rows.append(f"| {100 * line['load']:.0f} % | {means} | " + " | ".join(cells) + " |")
     return text + "\n".join(rows)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from stair.evaluate import DIRECTIONS
 from stair.files import replacing
+from tables import write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD, PLOT = ROOT / "bench" / "claim.json", ROOT / "docs" / "claim.svg"
+RECORD, PLOT, PAGE = ROOT / "bench" / "claim.json", ROOT / "docs" / "claim.svg", ROOT / "docs" / "claim.md"
 VARIANTS = {"clip": "dense CLIP", "single": "STAIR, single stage", "three": "STAIR, three stages"}
 SETS = ("seen", "keywords", "held_out")  # the order of Material.evaluation()
 KEPT = (4, 8, 16, 32, 64, 128, 256)  # entries of a row, for the curve; the last is the tables'
@@ -21,7 +22,7 @@ Runs = dict[str, list[dict[str, Any]]]  # by variant
 
 
 def report(folder: Path) -> int:
-    """Writes RECORD and PLOT and prints the tables, of the seeds that every variant has finished."""
+    """Writes RECORD, PLOT and the tables of PAGE, and prints them, of the seeds that every variant has finished."""
     found = {name: [json.loads(f.read_text()) for f in sorted(folder.glob(f"{name}-*.json"))] for name in VARIANTS}
     seeds = set.intersection(*({run["recipe"]["seed"] for run in of_variant} for of_variant in found.values()))
     if not seeds:
@@ -31,7 +32,9 @@ def report(folder: Path) -> int:
         stream.write(_compact({name: [_short(run) for run in of_variant] for name, of_variant in runs.items()}))
     recipe = runs["clip"][0]["recipe"]
     print(f"{len(seeds)} seeds, {recipe['steps']} steps of {recipe['batch']}\n")
-    print(recall_table(runs), difference_table(runs), terms_table(runs), sep="\n\n")
+    tables = {"recall": recall_table(runs), "differences": difference_table(runs), "terms": terms_table(runs)}
+    print(*tables.values(), sep="\n\n")
+    write_tables(PAGE, tables)
     plot(runs)
     return 0
 

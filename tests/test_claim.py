@@ -62,12 +62,18 @@ def test_all_variants_are_trained_measured_and_reported(
     assert max(runs["single"][0]["curve"]["4"]["seen"]["active"]) <= 4
     monkeypatch.setattr(claim_report, "RECORD", tmp_path / "claim.json")
     monkeypatch.setattr(claim_report, "PLOT", tmp_path / "claim.svg")
+    page = tmp_path / "claim.md"
+    page.write_text("".join(f"<!-- {t} -->\n<!-- end of {t} -->\n" for t in ("recall", "differences", "terms")))
+    monkeypatch.setattr(claim_report, "PAGE", page)
     claim_report.report(tmp_path)
     printed = capsys.readouterr().out
     for variant in ("clip", "single", "three"):
         found = [run["recall"]["seen"]["text to image"][0] for run in runs[variant]]
         assert f"{statistics.fmean(found):.1f} ± {statistics.stdev(found) / 2**0.5:.1f}" in printed
     assert "<svg" in (tmp_path / "claim.svg").read_text()
+    for line in page.read_text().splitlines():
+        assert line.startswith("<!-- ") or line in printed
+    assert page.read_text().count("\n|") > 12
     record = json.loads((tmp_path / "claim.json").read_text())
     assert [run["recipe"]["seed"] for run in record["single"]] == [0, 1]
     (tmp_path / "three-1.json").unlink()  # a seed counts once all variants have it
