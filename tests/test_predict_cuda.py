@@ -43,16 +43,3 @@ def test_the_page_has_a_row_for_every_kernel(predict_cuda: ModuleType) -> None:
     for kernel in ("topk", "sparse_dot", "sparse_dot, a gradient", "search, a query"):
         assert f"\n| {kernel} | " in table
     assert table.startswith("\n| predicted, us |")
-
-
-def test_a_page_without_the_marks_is_refused(
-    predict_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    predict = importlib.import_module("predict")
-    page = tmp_path / "page.md"
-    page.write_text("<!-- a -->\nold\n<!-- end of a -->\n")
-    monkeypatch.setattr(predict, "PAGE", page)
-    predict.write_tables({"a": "new"})
-    assert page.read_text() == "<!-- a -->\nnew\n<!-- end of a -->\n"
-    with pytest.raises(ValueError, match=r"page\.md: expected once <!-- b --> to <!-- end of b -->, found 0 times"):
-        predict.write_tables({"b": "new"})
