@@ -171,7 +171,7 @@ def test_integer_ids_shards_without_rows_and_an_id_that_comes_twice(spark: Spark
     assert build_shards(frame, tmp_path / "index", shards=4, vocab_size=V) == 3
     assert_same(ShardedIndex.open(tmp_path / "index"), SparseIndex.build(rows, ids))
     with pytest.raises(ValueError, match="ids: expected unique integers, got 5 more than once"):
-        build_shards(frame.union(frame.limit(1)), tmp_path / "twice", shards=1, vocab_size=V)
+        build_shards(frame.union(frame.where("id = 5")), tmp_path / "twice", shards=1, vocab_size=V)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
