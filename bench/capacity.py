@@ -29,6 +29,7 @@ import torch
 from capacity_sums import PAGE, simulate, tables
 from collection import QUERY_TERMS, Language, make_documents
 from machine import environment
+from stair.cluster.shards import merged
 from stair.files import replacing
 from tables import write_tables
 
@@ -174,17 +175,10 @@ def searching_shards(shards: Sequence[sk.SparseIndex], queries: scipy.sparse.csr
         start = time.perf_counter()
         parts = [shard.search(queries[q], K, n_threads=1) for shard in shards]
         between = time.perf_counter()
-        merged(parts)
+        merged([(scores.numpy(), ids.numpy()) for scores, ids in parts], K)
         search.append(round((between - start) * 1e6, 1))
         merge.append(round((time.perf_counter() - between) * 1e6, 1))
     return {"search_us": search[queries.shape[0] :], "merge_us": merge[queries.shape[0] :]}
-
-
-def merged(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """The best K of the shards' answers to one query: by score, equal ones by id."""
-    scores, ids = (np.concatenate([part[i].numpy()[0] for part in parts]) for i in (0, 1))
-    best = np.lexsort((ids, -scores))[:K]
-    return scores[best], ids[best]
 
 
 def two_shards(shards: Sequence[sk.SparseIndex], queries: scipy.sparse.csr_matrix, load: float) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from stair.datasets import SUFFIXES, read_picture
 from stair.datasets.plain import pictures_below
 from stair.formats import Documents
 from stair.formats.documents import as_csr
+from stair.monitor import Progress
 
 if TYPE_CHECKING:
     from stair import STAIRModel, STAIRProcessor
@@ -103,7 +104,7 @@ def encode(
     *,
     k: int | None = None,
     batch: int = 32,
-    progress: Callable[[str, int, int, dict[str, Any]], None] = lambda stage, done, total, numbers: None,
+    progress: Progress = lambda stage, done, total, numbers: None,
 ) -> SparseRows:  # [N, K]
     """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says."""
     import torch

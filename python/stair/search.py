@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 
 from stair.checkpoint import fingerprint
-from stair.cluster.layout import is_sharded
+from stair.cluster.layout import SHARD_MANIFEST, is_sharded
 from stair.files import replacing_folder, require_writable
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from stair_kernels import SparseIndex, SparseRows
 
 FORMAT = "stair collection 2"
-MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -170,9 +169,17 @@ class Collection:
         """
         folder = Path(folder)
         index = open_index(folder, mode=mode, timeout=timeout)
+        try:
+            return Collection.require(folder, index)
+        except ValueError:
+            index.close()
+            raise
+
+    @staticmethod
+    def require(folder: Path, index: SparseIndex) -> Collection:
+        """As `of`, which raises ValueError in place of None."""
         collection = Collection.of(folder, index)
         if collection is None:
-            index.close()
             raise ValueError(f"{folder} holds an index without items ({FORMAT}); build one with `stair index build`")
         return collection
 
@@ -203,7 +210,9 @@ class Collection:
 
     def row(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """An item's weights, descending and of unit length, and vocabulary entries."""
-        return _descending(self.index.rows([item_id(item)]))
+        row = self.index.rows([item_id(item)])
+        order = np.argsort(-row.data, kind="stable")
+        return row.data[order], row.indices[order]
 
     def require_model(self, model_dir: Path) -> None:
         """Raises ValueError when `model_dir` is another model than the one that made the index."""
@@ -224,10 +233,10 @@ class Collection:
         for row in range(len(units)):
             names = [name for name in ids[row] if name is not None]
             hits: list[Hit] = []
-            held = self.index.rows(names)
-            for place, payload in enumerate(self.index.payloads(names)):
-                score, item = float(scores[row, place]), json.loads(payload)
-                matches = matches_of((values[row], indices[row]), _descending(held[place]), vocabulary)
+            held = rows_of(self.index.rows(names))
+            for score, weights, payload in zip(scores[row].tolist(), held, self.index.payloads(names)):
+                item = json.loads(payload)
+                matches = matches_of((values[row], indices[row]), weights, vocabulary)
                 path = self.picture(item)
                 hits.append(Hit(len(hits) + 1, score, item["name"], str(path) if path else None, item, matches))
             found.append(hits)
@@ -238,10 +247,9 @@ class Collection:
         return Path(os.path.normpath(self.folder / item["picture"])) if item.get("picture") else None
 
 
-def _descending(row: scipy.sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of a row [1, V], largest first, and their columns."""
-    order = np.argsort(-row.data, kind="stable")
-    return row.data[order], row.indices[order]
+def rows_of(rows: scipy.sparse.csr_matrix) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The weights and columns of each row of [n, V]."""
+    return [(rows.data[a:b], rows.indices[a:b]) for a, b in zip(rows.indptr[:-1], rows.indptr[1:])]
 
 
 def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: float = 10.0) -> SparseIndex:
@@ -250,8 +258,10 @@ def open_index(folder: Path, verify: bool = False, mode: str = "r", timeout: flo
         raise ValueError(f"{folder}: no such index; build one with `stair index build PICTURES --out {folder}`")
     if is_sharded(folder):
         return _open_sharded(folder, verify, mode)
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} is not an index directory (no {MANIFEST}); build one with `stair index build`")
+    if not (folder / SHARD_MANIFEST).is_file():
+        raise ValueError(
+            f"{folder} is not an index directory (no {SHARD_MANIFEST}); build one with `stair index build`"
+        )
     from stair_kernels import SparseIndex
 
     try:

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from stair import search
 from stair.cluster.parts import Parts
-from stair.cluster.work import Here, Pool, Progress, build_shards, encode_parts
+from stair.cluster.work import Here, Pool, build_shards, encode_parts
 from stair.encode import Input
 from stair.formats import Documents, jsonl, write
 from stair.formats.documents import as_csr
 from stair.interchange import vocabulary_of
+from stair.monitor import Progress
 from stair.search import Collection
 
 
@@ -72,7 +73,7 @@ def build(
 
 
 def open_index(pool: Pool, folder: Path) -> Any:
-    """The same, without a look at what it is an index of."""
+    """An index directory, opened in this process or in the workers of a pool."""
     if isinstance(pool, Here):
         return search.open_index(folder)
     from stair.cluster import ray
@@ -81,9 +82,5 @@ def open_index(pool: Pool, folder: Path) -> Any:
 
 
 def open_collection(pool: Pool, folder: Path) -> Collection:
-    """The index, opened in this process or in the workers of a pool."""
-    if isinstance(pool, Here):
-        return Collection.open(folder)
-    from stair.cluster import ray
-
-    return ray.open_collection(cast("ray.RayPool", pool), folder)
+    """The same, of a collection; ValueError when it has no items."""
+    return Collection.require(folder, open_index(pool, folder))

@@ -33,7 +33,7 @@ MANIFEST = "shards.json"
 FORMAT = "stair shards"
 VERSION = 1
 ORDERS = ("added", "ids")
-SHARD_MANIFEST = "manifest.json"
+SHARD_MANIFEST = "manifest.json"  # of every index: stair_kernels', which is not imported for its name
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Manifest:
 
 def is_sharded(folder: Path | str) -> bool:
     return (Path(folder) / MANIFEST).is_file()
+
+
+def manifest_of(folder: Path) -> Path:
+    """The file of an index, sharded or not, that is another one as soon as the index is."""
+    return folder / (MANIFEST if is_sharded(folder) else SHARD_MANIFEST)
 
 
 def ranges(N: int, shards: int) -> list[tuple[int, int]]:

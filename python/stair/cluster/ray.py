@@ -19,9 +19,9 @@ from typing import Any
 
 from stair.cluster import layout
 from stair.cluster.layout import Shard
-from stair.cluster.pool import ClusterError, RayPool
+from stair.cluster.pool import RayPool
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.work import Job, open_holder
+from stair.cluster.work import ClusterError, Job, open_holder
 from stair.search import Collection
 
 SEARCH_TIMEOUT_S = 120.0
@@ -68,7 +68,4 @@ def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT
 def open_collection(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> Collection:
     """As `Collection.open`, its shards open in the workers of a pool."""
     index: Any = open_on(pool, folder, timeout_s)
-    collection = Collection.of(Path(folder), index)
-    if collection is None:
-        raise ValueError(f"{folder} holds an index without items; build one with `stair index build`")
-    return collection
+    return Collection.require(Path(folder), index)

@@ -17,11 +17,11 @@ from stair.cluster.layout import Manifest, Shard
 from stair.cluster.parts import Part, Parts
 from stair.cluster.shards import Holder
 from stair.encode import Input, batches, encode
+from stair.monitor import Progress
 from stair.search import collection_metadata, documents, item_of
 
 PART = 1024  # rows, about, of one job
 JOBS_A_WORKER = 4  # at least, so that a slow one holds up little
-Progress = Callable[[str, int, int, "dict[str, Any]"], None]
 
 
 class ClusterError(RuntimeError):

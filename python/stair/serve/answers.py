@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 import scipy.sparse
 
-from stair.search import item_id, matches_of
+from stair.search import item_id, matches_of, rows_of
 from stair.serve.source import Served
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _explained(
         for q, query in enumerate(queries)
     ]
     needed = list({i: None for q, query in enumerate(queries) if query.matches for _, i in found[q]})
-    documents = dict(zip(needed, _split(served.index.rows(needed)))) if needed else {}
+    documents = dict(zip(needed, rows_of(served.index.rows(needed)))) if needed else {}
     every = list({i: None for hits in found for _, i in hits}) if served.folder is not None else []
     items = dict(zip(every, map(json.loads, served.index.payloads(every)))) if every else {}
     answers = []
@@ -135,12 +135,6 @@ def _explained(
             )
         answers.append({"terms": terms, "hits": made})
     return answers
-
-
-def _split(rows: scipy.sparse.csr_matrix) -> list[Row]:
-    """The rows of a matrix, one at a time."""
-    cuts = rows.indptr[1:-1]
-    return list(zip(np.split(rows.data, cuts), np.split(rows.indices, cuts)))
 
 
 def _shown(item: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from stair.cluster import layout
-from stair.search import MANIFEST, Collection, open_index
+from stair.search import Collection, open_index
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -138,7 +138,7 @@ class Folder:
 
     def stamp(self) -> object:
         try:
-            found = os.stat(self.folder / (layout.MANIFEST if layout.is_sharded(self.folder) else MANIFEST))
+            found = os.stat(layout.manifest_of(self.folder))
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
