@@ -160,7 +160,7 @@ def search(documents: int, M: int, K: int, k: int, batches: Sequence[int]) -> It
     terms, order = torch.where(rows.indices < 0, V, rows.indices).sort(1)
     given = torch.where(terms == V, -1, terms), rows.values.gather(1, order)
     csr = make_rows(2 * of_range, M, V, 1)
-    arrays = index_gpu.as_tensors(SparseIndex.build(csr)._segments[0].arrays, torch.device("cpu"))
+    arrays = index_gpu.as_tensors(SparseIndex.build(csr)._segments[0], torch.device("cpu"))
     launches = search_launches.Launches(arrays, given, k)
     found, first = launches.range(0)
     launches.merge(found)

@@ -7,6 +7,7 @@ CHUNK: int
 CHUNK_BLOCKS: int
 CHUNK_GROUPS: int
 NARROW_TERMS: int
+NARROW_POSTINGS: int
 
 class Rows:
     vocab_size: int

@@ -91,7 +91,7 @@ class SparseIndex(IndexOnDisk):
         segment = index_merge.compacted(self._segments)
         if segment.names is not None:
             raise ValueError(f"device: expected an index with integer ids to copy to {device}, got string ids")
-        return index_gpu.DeviceIndex(index_gpu.as_tensors(segment.arrays, device))
+        return index_gpu.DeviceIndex(index_gpu.as_tensors(segment, device))
 
     def add(self, rows: Rows, ids: Any = None, *, payloads: Any = None) -> None:
         """Add documents, found by the searches that begin from now on; rounded to float16 in a compact index.

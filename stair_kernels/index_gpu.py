@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stair_kernels import cuda
+from stair_kernels.index_segments import Segment
 from stair_kernels.rows import SparseRows
 
 MAX_RESULTS = 2048  # of a query: csrc/cuda/select.cuh
@@ -27,15 +27,16 @@ def checked_device(device: str | torch.device) -> torch.device:
     return device
 
 
-def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """What stair::search takes of an index, in its order: copies of the arrays, and the ids with their ranks."""
-    ids = np.asarray(arrays["ids"])
+def as_tensors(segment: Segment, device: torch.device) -> dict[str, Tensor]:
+    """What stair::search takes of a segment, in its order: copies of the arrays, and the ids with their ranks."""
+    ids = segment.numbers
     order = np.argsort(ids)
     ranks = np.empty(len(ids), np.int32)
     ranks[order] = np.arange(len(ids))
     if (order == np.arange(len(ids))).all():
         ranks = ranks[:0]
-    copied = {"ids": ids[order], "ranks": ranks, **{name: np.asarray(arrays[name]) for name in COPIED}}
+    copied = {"ids": ids[order], "ranks": ranks, **{name: np.asarray(segment.arrays[name]) for name in COPIED}}
+    copied["row_starts"] = copied["row_starts"].astype(np.int64)
     for name in ("documents", "codes"):  # which are read in pairs
         copied[name] = np.pad(copied[name], (0, len(copied[name]) % 2))
     return {name: torch.tensor(array, device=device) for name, array in copied.items()}

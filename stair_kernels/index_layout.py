@@ -26,6 +26,7 @@ class Counts(NamedTuple):
     postings: int
     frequent: int  # terms with block maxima
     compact: int  # 1: row_weights are float16
+    numbered: int  # 1: ids are 0 .. N-1 and not kept
     name_bytes: int | None  # of string ids, None: ids are integers
     payload_bytes: int | None  # None: documents have no payloads
 
@@ -35,7 +36,7 @@ class Counts(NamedTuple):
         chunks = -(-N // _index.CHUNK)
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "ids": ("<i8", (N,)),  # for string ids numbers in the order in which they were added
-            "row_starts": ("<i8", (N + 1,)),
+            "row_starts": ("<u4" if P <= _index.NARROW_POSTINGS else "<i8", (N + 1,)),
             "row_terms": ("<u2" if V <= _index.NARROW_TERMS else "<i4", (P,)),
             "row_weights": ("<f2" if self.compact else "<f4", (P,)),
             "term_starts": ("<i8", (V + 1,)),
@@ -48,6 +49,8 @@ class Counts(NamedTuple):
             "block_max": ("|u1", (F, chunks * _index.CHUNK_BLOCKS)),
             "groups": ("<u8", (F, chunks * _index.CHUNK_GROUPS, 2)),
         }
+        if self.numbered:
+            del arrays["ids"]
         if self.name_bytes is not None:  # UTF-8, back to back; name_order: documents in the order of these bytes
             arrays["name_starts"] = ("<i8", (N + 1,))
             arrays["name_order"] = ("<i4", (N,))

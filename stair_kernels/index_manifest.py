@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from stair_kernels.index_layout import Counts
 
 FORMAT = "stair_kernels.SparseIndex"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 SEGMENT_FILE = re.compile(r"segment-[0-9a-f]{16}\.bin")
 ALIVE_FILE = re.compile(r"alive-[0-9a-f]{16}\.bin")
@@ -156,7 +156,7 @@ def _entry(directory: Path, fields: Any) -> Entry:
     sound = all(type(value) is int and 0 <= value < LARGEST for value in values[:-2])
     sound = sound and all(value is None or (type(value) is int and 0 <= value < LARGEST) for value in values[-2:])
     counts = Counts(*values)
-    if not sound or counts.compact > 1:
+    if not sound or max(counts.compact, counts.numbered) > 1:
         raise damaged(directory, f"{MANIFEST} has the counts {values!r:.200}")
     for name, expected in _described(counts).items():
         got = fields["arrays"].get(name) if isinstance(fields.get("arrays"), dict) else None

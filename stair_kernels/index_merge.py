@@ -69,7 +69,7 @@ def live_numbers(segments: Sequence[Segment]) -> np.ndarray:
 
 def next_number(segments: Sequence[Segment]) -> int:
     """One more than the largest, at least 0."""
-    return max([-1, *(int(s.arrays["ids"].max()) for s in segments if s.counts.documents)]) + 1
+    return max(0, *(segment.next_number for segment in segments))
 
 
 def names_of(segments: Sequence[Segment], numbers: np.ndarray) -> np.ndarray:

@@ -60,7 +60,10 @@ class Segment:
     ) -> Segment:  # fmt: skip
         # Without reordering document numbers follow the ids.
         order = _index.cluster(documents) if reorder else np.argsort(numbers)
-        arrays = {"ids": numbers[order], **_index.build(documents, order, compact)}
+        arrays = _index.build(documents, order, compact)
+        numbers = numbers[order]
+        if not (numbered := bool((numbers == np.arange(len(numbers))).all())):
+            arrays["ids"] = numbers
         if names is not None:
             arrays["name_starts"], arrays["name_bytes"] = names = names.take(order)
             arrays["name_order"] = _index.sort_names(*names)
@@ -68,7 +71,7 @@ class Segment:
             arrays["payload_starts"], arrays["payload_bytes"] = payloads = payloads.take(order)
         sizes = len(documents), documents.vocab_size, len(arrays["codes"]), len(arrays["frequent_terms"])
         n_bytes = (None if strings is None else len(strings.data) for strings in (names, payloads))
-        return Segment(Counts(*sizes, int(compact), *n_bytes), arrays)
+        return Segment(Counts(*sizes, int(compact), int(numbered), *n_bytes), arrays)
 
     @staticmethod
     def open(directory: Path, entry: Entry, verify: bool, known: Segment | None) -> Segment:
@@ -116,16 +119,28 @@ class Segment:
     def alive_bits(self) -> np.ndarray | None:
         return None if self.alive is None else bits_of(self.alive)
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """int64 [N]: what the engine returns for each document."""
+        return np.arange(self.counts.documents) if self.counts.numbered else self.arrays["ids"]
+
+    @property
+    def next_number(self) -> int:
+        """One more than the largest."""
+        numbered = self.counts.numbered or self.counts.documents == 0
+        return self.counts.documents if numbered else int(self.arrays["ids"].max()) + 1
+
     @cached_property
     def live_numbers(self) -> np.ndarray:
         """The numbers of the documents that were not deleted, ascending."""
-        numbers = self.arrays["ids"] if self.alive is None else self.arrays["ids"][self.alive]
-        return np.sort(numbers)
+        return np.sort(self.numbers if self.alive is None else self.numbers[self.alive])
 
     @cached_property
     def _by_number(self) -> np.ndarray | None:
         """The places of the documents in the order of their numbers; None: as they are."""
-        numbers = self.arrays["ids"]
+        if self.counts.numbered:
+            return None
+        numbers = self.numbers
         return None if (numbers[1:] > numbers[:-1]).all() else np.argsort(numbers)
 
     @property
@@ -152,11 +167,15 @@ class Segment:
         """As `find`, by the numbers that the engine gives: integer ids, or where string ids come in their order."""
         if self.counts.documents == 0:
             return np.full(len(numbers), -1)
-        places = np.searchsorted(self.arrays["ids"], numbers, sorter=self._by_number)
-        places = places.clip(max=self.counts.documents - 1)
-        if self._by_number is not None:
-            places = self._by_number[places]
-        there = self.arrays["ids"][places] == numbers
+        if self.counts.numbered:
+            places = numbers.clip(0, self.counts.documents - 1).astype(np.int64)
+            there = places == numbers
+        else:
+            places = np.searchsorted(self.arrays["ids"], numbers, sorter=self._by_number)
+            places = places.clip(max=self.counts.documents - 1)
+            if self._by_number is not None:
+                places = self._by_number[places]
+            there = self.arrays["ids"][places] == numbers
         if self.alive is not None:
             there &= self.alive[places]
         return np.where(there, places, -1)
@@ -207,12 +226,13 @@ class Segment:
                 self._require_ascending(f"{strings}_starts", len(arrays[f"{strings}_bytes"]))
         weights = arrays["row_weights"].astype(np.float32)
         terms = arrays["row_terms"].astype(np.int32)
-        rows = scipy.sparse.csr_matrix((weights, terms, arrays["row_starts"]), (counts.documents, counts.vocab_size))
+        starts = arrays["row_starts"].astype(np.int64)
+        rows = scipy.sparse.csr_matrix((weights, terms, starts), (counts.documents, counts.vocab_size))
         if self.alive is None:
-            return Live(rows, arrays["ids"], self.names, self.payloads)
+            return Live(rows, self.numbers, self.names, self.payloads)
         kept = np.flatnonzero(self.alive)
         names, payloads = (None if s is None else s.take(kept) for s in (self.names, self.payloads))
-        return Live(rows[kept], arrays["ids"][kept], names, payloads)
+        return Live(rows[kept], self.numbers[kept], names, payloads)
 
     def _require_ascending(self, name: str, end: int) -> None:
         starts = self.arrays[name]

@@ -60,7 +60,7 @@ def make_queries(kind: str, Q: int, V: int, K: int) -> Queries:
 
 def arrays_of(rows: Csr, half: bool = False, ids: np.ndarray | None = None) -> dict[str, Tensor]:
     """The index's, as tensors on the CPU."""
-    return index_gpu.as_tensors(SparseIndex.build(rows, ids, compact=half)._segments[0].arrays, torch.device("cpu"))
+    return index_gpu.as_tensors(SparseIndex.build(rows, ids, compact=half)._segments[0], torch.device("cpu"))
 
 
 def searched(arrays: dict[str, Tensor], queries: Queries, k: int) -> tuple[Tensor, Tensor]:

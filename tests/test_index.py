@@ -185,7 +185,7 @@ def test_an_entry_of_weight_zero_is_no_entry() -> None:
         "terms": 1,
         "postings": 1,
         "frequent": 0,
-        "bytes": 8 + 2 * 8 + 2 + 4 + 4 * 8 + 3 * 2 * 4 + 2 + 1 + 3 * 4,
+        "bytes": 2 * 4 + 2 + 4 + 4 * 8 + 3 * 2 * 4 + 2 + 1 + 3 * 4,
     }
     assert repr(index) == "SparseIndex(N=1, V=3, postings=1)"
 

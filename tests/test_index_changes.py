@@ -60,6 +60,28 @@ def test_any_history_is_the_index_of_what_is_left(tmp_path: Path, reorder: bool)
     assert_same(index.search(QUERIES, 10), expected(kept, 10))
 
 
+def test_ids_that_number_the_documents_take_no_space(tmp_path: Path) -> None:
+    index, ids = sk.SparseIndex.build(DOCUMENTS[:2000]), np.arange(N)
+    assert "ids" not in index._segments[0].arrays
+    index.add(DOCUMENTS[2000:])
+    index.delete([0, 2500])
+    kept, few = ~np.isin(ids, [0, 2500]), np.array([1, 7, 2001])
+    index.save(tmp_path / "index")
+    for one in (index, sk.SparseIndex.open(tmp_path / "index", verify=True)):
+        assert one.ids.tolist() == ids[kept].tolist()
+        assert_same(one.search(QUERIES, 10), naive(DOCUMENTS[kept], QUERIES, 10, ids[kept]))
+        assert_same(one.search(QUERIES, 10, allowed=[7, -1, 2001, 0, 1, N]), naive(DOCUMENTS[few], QUERIES, 10, few))
+        assert (one.rows([2999, 1]) != DOCUMENTS[[2999, 1]]).nnz == 0
+        assert (one.rows(np.uint8([255, 1])) != DOCUMENTS[[255, 1]]).nnz == 0
+        assert one.rows([]).shape == (0, V)
+        for unknown in (-2, 0, 2500, N, np.uint64(2**63 - 1)):
+            with pytest.raises(ValueError, match=f"^ids: expected ids that the index holds, got {unknown}"):
+                one.delete([unknown])
+    index.compact()
+    assert "ids" in index._segments[0].arrays
+    assert_same(index.search(QUERIES, 10), naive(DOCUMENTS[kept], QUERIES, 10, ids[kept]))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 1.0])
 @pytest.mark.parametrize("segments", [1, 2])
 def test_a_filter_is_the_index_of_what_it_allows(segments: int, share: float) -> None:

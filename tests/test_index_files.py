@@ -354,10 +354,10 @@ ALIVE = {"file": "alive-0123456789abcdef.bin", "sha256": "", "deleted": 3}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 2}, "of version 3, but .* has version 2: rebuild it, or use"),
-        ({"version": None}, "of version 3, but .* has version None"),
-        ({"version": 3.0}, "of version 3, but .* has version 3.0"),
-        ({"documents": 299}, "array ids: expected .*'shape': .299"),
+        ({"version": 3}, "of version 4, but .* has version 3: rebuild it, or use"),
+        ({"version": None}, "of version 4, but .* has version None"),
+        ({"version": 4.0}, "of version 4, but .* has version 4.0"),
+        ({"documents": 299}, "array row_starts: expected .*'shape': .300"),
         ({"documents": -1}, "has the counts"),
         ({"documents": 300.0}, "has the counts"),
         ({"documents": None}, "has the counts"),
@@ -365,11 +365,13 @@ ALIVE = {"file": "alive-0123456789abcdef.bin", "sha256": "", "deleted": 3}
         ({"vocab_size": True}, "has the counts"),
         ({"vocab_size": 51}, "array term_starts: expected .*'shape': .52"),
         ({"compact": 2}, "has the counts"),
+        ({"numbered": 2}, "has the counts"),
+        ({"numbered": 0}, "array ids: expected .* got None"),
         ({"compact": 1}, "array row_weights: expected .*'dtype': '<f2'"),
         ({"name_bytes": 7}, "array name_starts: expected .* got None"),
         ({"payload_bytes": "7"}, "has the counts"),
-        ({"arrays": {}}, "array ids: expected .* got None"),
-        ({"arrays": None}, "array ids: expected .* got None"),
+        ({"arrays": {}}, "array row_starts: expected .* got None"),
+        ({"arrays": None}, "array row_starts: expected .* got None"),
         ({"row_weights__dtype": "<f8"}, "array row_weights: expected"),
         ({"row_weights__shape": [1]}, "array row_weights: expected"),
         ({"row_weights__offset": 64}, "array row_weights: expected"),
@@ -404,7 +406,7 @@ def test_segments_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         sk.SparseIndex.open(tmp_path / "index")
 
 
-ARRAYS = tuple(OLD._segments[0].arrays)
+ARRAYS = tuple(NEW._segments[0].arrays)
 
 
 @pytest.mark.parametrize("name", ARRAYS)

@@ -79,8 +79,8 @@ def test_reordering_changes_no_bit(N: int) -> None:
     documents, queries, ids = rows(random, N, 14, 6, 4), make_queries(random), random.permutation(N)
     index = sk.SparseIndex.build(documents, ids, reorder=True)
     again = sk.SparseIndex.build(documents, ids, reorder=True)
-    assert sorted(index._segments[0].arrays["ids"]) == sorted(ids)
-    assert (index._segments[0].arrays["ids"] == again._segments[0].arrays["ids"]).all()
+    assert sorted(index._segments[0].numbers) == sorted(ids)
+    assert (index._segments[0].numbers == again._segments[0].numbers).all()
     assert_same(index.search(queries, 10), naive(documents, queries, 10, ids))
 
 

@@ -111,7 +111,7 @@ def test_equal_scores_of_reordered_documents_rank_by_id() -> None:
     rows, queries = documents("ties", N, V, 2), make_queries("ties", 2, V, 9)
     ids = np.random.default_rng(0).permutation(N)
     index = SparseIndex.build(rows, ids, reorder=True)
-    arrays = index_gpu.as_tensors(index._segments[0].arrays, torch.device("cpu"))
+    arrays = index_gpu.as_tensors(index._segments[0], torch.device("cpu"))
     assert len(arrays["ranks"]) == N
     assert same(searched(arrays, queries, 50), index.search(csr_of(queries, V), 50))
 

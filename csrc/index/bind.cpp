@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -56,7 +57,8 @@ py::dict build(const stair::Rows& rows, const Converted<int64_t>& order, bool co
   }
   const py::ssize_t N = rows.size(), V = rows.vocab_size, P = static_cast<py::ssize_t>(rows.terms.size());
   const bool wide = V > stair::kNarrowTerms;
-  py::array_t<int64_t> row_starts(N + 1), term_starts(V + 1);
+  py::array row_starts(P > stair::kNarrowPostings ? py::dtype::of<int64_t>() : py::dtype::of<uint32_t>(), N + 1);
+  py::array_t<int64_t> term_starts(V + 1);
   py::array row_terms(wide ? py::dtype::of<int32_t>() : py::dtype::of<uint16_t>(), P);
   py::array row_weights(compact ? half() : py::dtype::of<float>(), P);
   py::array_t<uint32_t> segments({V, static_cast<py::ssize_t>(stair::count_ranges(N) + 1)});
@@ -187,12 +189,14 @@ class BoundIndex {
   }
 
   static stair::Layout layout_of(const py::dict& arrays) {
-    const py::ssize_t N = array(arrays, "ids").size(), V = array(arrays, "units").size();
+    const py::ssize_t N = std::max<py::ssize_t>(1, array(arrays, "row_starts").size()) - 1;
+    const py::ssize_t V = array(arrays, "units").size();
     const py::ssize_t P = array(arrays, "codes").size(), R = stair::count_ranges(N);
     stair::Layout layout{};
     layout.n_documents = N, layout.vocab_size = V, layout.n_postings = P;
-    layout.ids = data<int64_t>(arrays, "ids", {N});
-    layout.row_starts = data<int64_t>(arrays, "row_starts", {N + 1});
+    layout.ids = arrays.contains("ids") ? data<int64_t>(arrays, "ids", {N}) : nullptr;
+    layout.row_starts = layout.wide_starts() ? static_cast<const void*>(data<int64_t>(arrays, "row_starts", {N + 1}))
+                                             : data<uint32_t>(arrays, "row_starts", {N + 1});
     layout.row_terms = layout.wide_terms() ? static_cast<const void*>(data<int32_t>(arrays, "row_terms", {P}))
                                            : data<uint16_t>(arrays, "row_terms", {P});
     layout.half_weights = array(arrays, "row_weights").dtype().equal(half());
@@ -225,6 +229,7 @@ PYBIND11_MODULE(_index, m) {
   m.attr("CHUNK_BLOCKS") = stair::kChunkBlocks;
   m.attr("CHUNK_GROUPS") = stair::kChunkGroups;
   m.attr("NARROW_TERMS") = stair::kNarrowTerms;
+  m.attr("NARROW_POSTINGS") = stair::kNarrowPostings;
   py::class_<stair::Rows>(m, "Rows")
       .def(py::init(&rows_of), py::arg("starts"), py::arg("terms"), py::arg("weights"), py::arg("vocab_size"),
            py::arg("padded"))

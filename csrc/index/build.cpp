@@ -45,17 +45,24 @@ void count_terms(const Rows& rows, const NewLayout& out) {
   }
 }
 
+template <class Start>
+void start_rows(const Rows& rows, const int64_t* order, Start* row_starts) {
+  row_starts[0] = 0;
+  for (int64_t document = 0; document < rows.size(); document++) {
+    const int64_t size = rows.starts[order[document] + 1] - rows.starts[order[document]];
+    row_starts[document + 1] = static_cast<Start>(row_starts[document] + size);
+  }
+}
+
 template <class Term, class Convert>
-void copy_rows(const Rows& rows, const int64_t* order, int64_t* row_starts, Term* terms, Convert convert) {
+void copy_rows(const Rows& rows, const int64_t* order, Term* terms, Convert convert) {
   int64_t to = 0;
   for (int64_t document = 0; document < rows.size(); document++) {
-    row_starts[document] = to;
     for (int64_t p = rows.starts[order[document]]; p < rows.starts[order[document] + 1]; p++, to++) {
       terms[to] = static_cast<Term>(rows.terms[p]);
       convert(to, rows.weights[p]);
     }
   }
-  row_starts[rows.size()] = to;
 }
 
 template <class Term>
@@ -63,10 +70,10 @@ void copy_rows(const Rows& rows, const int64_t* order, const NewLayout& out) {
   Term* terms = static_cast<Term*>(out.row_terms);
   if (out.half_weights) {
     uint16_t* weights = static_cast<uint16_t*>(out.row_weights);
-    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = encode_half(weight); });
+    copy_rows(rows, order, terms, [=](int64_t to, float weight) { weights[to] = encode_half(weight); });
   } else {
     float* weights = static_cast<float*>(out.row_weights);
-    copy_rows(rows, order, out.row_starts, terms, [=](int64_t to, float weight) { weights[to] = weight; });
+    copy_rows(rows, order, terms, [=](int64_t to, float weight) { weights[to] = weight; });
   }
 }
 
@@ -133,6 +140,11 @@ std::vector<int32_t> frequent_terms(const Rows& rows, bool compact) {
 
 void build(const Rows& rows, const int64_t* order, const std::vector<int32_t>& frequent, const NewLayout& out) {
   count_terms(rows, out);
+  if (static_cast<int64_t>(rows.terms.size()) > kNarrowPostings) {
+    start_rows(rows, order, static_cast<int64_t*>(out.row_starts));
+  } else {
+    start_rows(rows, order, static_cast<uint32_t*>(out.row_starts));
+  }
   if (rows.vocab_size > kNarrowTerms) {
     copy_rows<int32_t>(rows, order, out);
   } else {

@@ -10,7 +10,7 @@ namespace stair {
 
 // The arrays of layout.h, to be filled.
 struct NewLayout {
-  int64_t* row_starts;
+  void* row_starts;
   void* row_terms;
   void* row_weights;
   bool half_weights;

@@ -16,6 +16,7 @@ constexpr int64_t kChunkBlocks = kChunk / kBlock;
 constexpr int64_t kGroupBlocks = kGroup / kBlock;
 constexpr int64_t kChunkGroups = kChunk / kGroup;
 constexpr int64_t kNarrowTerms = 1 << 16;    // up to this vocabulary size, row_terms is uint16
+constexpr int64_t kNarrowPostings = (int64_t{1} << 32) - 1;  // up to so many, row_starts is uint32
 constexpr int64_t kMaxDocuments = 1u << 31;  // less one
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -36,10 +37,10 @@ struct Layout {
   int64_t vocab_size;   // V
   int64_t n_postings;   // P
 
-  const int64_t* ids;         // [N] what search returns
-  const int64_t* row_starts;  // [N + 1]
-  const void* row_terms;      // [P] uint16, or int32 where V > kNarrowTerms; ascending within a row
-  const void* row_weights;    // [P] float32, or float16 in a compact index
+  const int64_t* ids;       // [N] what search returns, or null: 0 .. N-1
+  const void* row_starts;   // [N + 1] uint32, or int64 where P > kNarrowPostings
+  const void* row_terms;    // [P] uint16, or int32 where V > kNarrowTerms; ascending within a row
+  const void* row_weights;  // [P] float32, or float16 in a compact index
   bool half_weights;
 
   const int64_t* term_starts;  // [V + 1] a term's postings, documents ascending
@@ -57,6 +58,15 @@ struct Layout {
 
   int64_t chunks() const { return count_chunks(n_documents); }
   bool wide_terms() const { return vocab_size > kNarrowTerms; }
+  bool wide_starts() const { return n_postings > kNarrowPostings; }
+  int64_t id(int64_t document) const { return ids == nullptr ? document : ids[document]; }
+  const void* row_start_at(int64_t document) const {
+    return static_cast<const char*>(row_starts) + document * (wide_starts() ? 8 : 4);
+  }
+  int64_t row_start(int64_t document) const {
+    const void* at = row_start_at(document);
+    return wide_starts() ? *static_cast<const int64_t*>(at) : *static_cast<const uint32_t*>(at);
+  }
 
   // Throws std::invalid_argument unless term_starts run from 0 to P and never descend, and units are finite and >= 0.
   // That is all that memory safety needs beyond the bounds which the search itself keeps: other damage gives wrong

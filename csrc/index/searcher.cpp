@@ -164,8 +164,8 @@ void Searcher::score_all() {
 
 // A damaged file may place a row anywhere: it is cut to the postings.
 Row Searcher::row(int64_t document) const {
-  const int64_t end = std::clamp<int64_t>(layout_.row_starts[document + 1], 0, layout_.n_postings);
-  const int64_t first = std::clamp<int64_t>(layout_.row_starts[document], 0, end);
+  const int64_t end = std::clamp<int64_t>(layout_.row_start(document + 1), 0, layout_.n_postings);
+  const int64_t first = std::clamp<int64_t>(layout_.row_start(document), 0, end);
   return {static_cast<const char*>(layout_.row_terms) + first * (layout_.wide_terms() ? 4 : 2),
           static_cast<const char*>(layout_.row_weights) + first * (layout_.half_weights ? 2 : 4), end - first};
 }
@@ -176,7 +176,7 @@ void Searcher::fetch_row(int64_t document) const {
   const char* weights = static_cast<const char*>(fetched.weights);
   fetch(terms, terms + fetched.size * (layout_.wide_terms() ? 4 : 2));
   fetch(weights, weights + fetched.size * (layout_.half_weights ? 2 : 4));
-  fetch(layout_.ids + document);
+  if (layout_.ids != nullptr) fetch(layout_.ids + document);
 }
 
 float Searcher::score(int64_t document) const {
@@ -185,7 +185,7 @@ float Searcher::score(int64_t document) const {
 }
 
 void Searcher::offer(int64_t document) {
-  const Hit hit{score(document), layout_.ids[document]};
+  const Hit hit{score(document), layout_.id(document)};
   if (!(hit.score > 0)) return;
   if (heap_.size() == k_) {
     if (!better(hit, heap_.front())) return;

@@ -145,7 +145,7 @@ void Searcher::seed(int64_t n_chunks) {
   });
   const size_t wanted = std::min(k_ + k_ / 3 + 1, candidates_.size());
   std::nth_element(candidates_.begin(), candidates_.begin() + wanted, candidates_.end());
-  for (size_t i = 0; i < wanted; i++) fetch(layout_.row_starts + base_ + candidates_[i].document);
+  for (size_t i = 0; i < wanted; i++) fetch(layout_.row_start_at(base_ + candidates_[i].document));
   for (size_t i = 0; i < wanted; i++) fetch_row(base_ + candidates_[i].document);
   for (size_t i = 0; i < wanted; i++) {
     offer(base_ + candidates_[i].document);
