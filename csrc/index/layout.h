@@ -15,9 +15,9 @@ constexpr int64_t kBlock = 16;     // documents that share a maximum
 constexpr int64_t kChunkBlocks = kChunk / kBlock;
 constexpr int64_t kGroupBlocks = kGroup / kBlock;
 constexpr int64_t kChunkGroups = kChunk / kGroup;
-constexpr int64_t kNarrowTerms = 1 << 16;    // up to this vocabulary size, row_terms is uint16
+constexpr int64_t kNarrowTerms = 1 << 16;                    // up to this vocabulary size, row_terms is uint16
 constexpr int64_t kNarrowPostings = (int64_t{1} << 32) - 1;  // up to so many, row_starts is uint32
-constexpr int64_t kMaxDocuments = 1u << 31;  // less one
+constexpr int64_t kMaxDocuments = 1u << 31;                  // less one
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t count_chunks(int64_t n_documents) { return ceil_div(n_documents, kChunk); }
