@@ -72,7 +72,7 @@ def test_operators_on(isa: str) -> None:
     run_operator_tests(isa, PYTEST, "test")
 
 
-@pytest.mark.parametrize("isa", ["avx2", "generic"])
+@pytest.mark.parametrize("isa", [isa for isa in ("avx512", "avx2", "generic") if isa != sk.cpu_isa()])
 def test_search_on(isa: str) -> None:
     if lacks(isa):
         pytest.skip(f"this CPU has no {isa}")

@@ -14,11 +14,11 @@ namespace {
 std::vector<std::pair<std::string, const Kernels*>> available() {
   std::vector<std::pair<std::string, const Kernels*>> found;
 #if defined(__x86_64__)
-  const bool avx512 = cpu_has_avx512();
-  // AVX-512 without VBMI2 (before 2019) gains nothing here.
-  const Kernels* best = avx512 && __builtin_cpu_supports("avx512vbmi2") ? &index_avx512::kernels : &index_avx2::kernels;
-  if (avx512) {
-    for (const char* name : {"avx512", "avx512_bf16", "amx"}) found.emplace_back(name, best);
+  if (cpu_has_avx512()) {
+    const bool vbmi2 = __builtin_cpu_supports("avx512vbmi2");
+    const Kernels* best = vbmi2 ? &index_avx512_vbmi2::kernels : &index_avx512::kernels;
+    for (const char* name : {"amx", "avx512_bf16"}) found.emplace_back(name, best);
+    found.emplace_back("avx512", &index_avx512::kernels);
   }
   if (cpu_has_avx2()) found.emplace_back("avx2", &index_avx2::kernels);
 #endif

@@ -1,9 +1,9 @@
-// The inner loops in portable C++, which compilers turn into vectors; AVX-512 with VBMI2 has its own of some.
+// The inner loops in portable C++, which compilers turn into vectors; AVX-512 has its own.
 #include "kernels.h"
 
 #include "half.h"
 
-#if defined(__AVX512VBMI2__)
+#if defined(__AVX512BW__)
 #include "kernels_avx512.h"
 #endif
 
@@ -14,7 +14,7 @@ inline uint16_t scaled(uint8_t code, uint16_t step) {
   return static_cast<uint16_t>(static_cast<uint32_t>(code) * step >> 8);
 }
 
-#if defined(__AVX512VBMI2__)
+#if defined(__AVX512BW__)
 using namespace vectors;
 #else
 
@@ -145,15 +145,17 @@ float score(const Row& row, const DenseQuery& query) {
 #endif
 
 #if defined(__AVX512VBMI2__)
-constexpr bool kExpands = true;
+constexpr double kGroupCost = 9;
+#elif defined(__AVX512BW__)
+constexpr double kGroupCost = 24;
 #else
-constexpr bool kExpands = false;
+constexpr double kGroupCost = 0;
 #endif
 
 }  // namespace
 
 extern const Kernels kernels = {
-    kExpands,
+    kGroupCost,
     add_maxima,
     spread,
     unspread,

@@ -48,7 +48,9 @@ struct DenseQuery {
 };
 
 struct Kernels {
-  bool expands;  // add_groups and refine work on a group's documents all at once
+  // What refine takes for a term of a group, whose documents it and add_groups treat all at once, in cycles as
+  // measured; 0: they go document by document.
+  double group_cost;
 
   // remainders[b] = start + sum over the terms of block_max * step / 256, for n_blocks (a multiple of 64) blocks;
   // n_terms > 0.
@@ -89,6 +91,9 @@ namespace index_avx2 {
 extern const Kernels kernels;
 }
 namespace index_avx512 {
+extern const Kernels kernels;
+}
+namespace index_avx512_vbmi2 {
 extern const Kernels kernels;
 }
 

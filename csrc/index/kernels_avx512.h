@@ -1,4 +1,4 @@
-// The inner loops in AVX-512 with VBMI2: vpexpandb lays the codes of a group's documents out as the group's 64 lanes.
+// The inner loops in AVX-512. With VBMI2 vpexpandb lays the codes of a group's documents out as the group's 64 lanes.
 #pragma once
 // GCC's own headers start from vectors that they leave undefined on purpose.
 #pragma GCC diagnostic push
@@ -29,10 +29,35 @@ inline __m512i load_codes(const Codes& codes, int64_t first) {
   return _mm512_maskz_loadu_epi8(left > 0 ? ~uint64_t{0} >> (64 - left) : 0, codes.data + (left > 0 ? first : 0));
 }
 
+// Up to 64 codes from `first` on, each on the lane of its document.
+#if defined(__AVX512VBMI2__)
+inline __m512i expand_codes(uint64_t documents, const Codes& codes, int64_t first) {
+  return _mm512_maskz_expand_epi8(documents, load_codes(codes, first));
+}
+#else
+inline __m512i expand_codes(uint64_t documents, const Codes& codes, int64_t first) {
+  alignas(64) uint8_t packed[kGroup + 8] = {};
+  alignas(64) uint64_t places[kGroup / 8], lanes[kGroup / 8];
+  _mm512_store_si512(packed, load_codes(codes, first));
+  _mm512_store_si512(places, _mm512_movm_epi8(documents));
+  uint64_t counts = documents - (documents >> 1 & 0x5555555555555555u);  // of each byte's bits
+  counts = (counts & 0x3333333333333333u) + (counts >> 2 & 0x3333333333333333u);
+  counts = (counts + (counts >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  const uint64_t before = counts * 0x0101010101010100u;  // and of those before it
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup / 8; i++) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, packed + (before >> 8 * i & 0xff), sizeof eight);
+    lanes[i] = _pdep_u64(eight, places[i]);
+  }
+  return _mm512_load_si512(lanes);
+}
+#endif
+
 // The group's sums of one term: the lower and the upper 32 documents.
 inline void expand(const FrequentTerm& term, const Group& group, const Codes& codes, __m512i step, __m512i& lower,
                    __m512i& upper) {
-  const __m512i lanes = _mm512_maskz_expand_epi8(group.documents, load_codes(codes, term.first + group.start));
+  const __m512i lanes = expand_codes(group.documents, codes, term.first + group.start);
   lower = scaled(_mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(lanes)), 8), step);
   upper = scaled(_mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(lanes, 1)), 8), step);
 }

@@ -88,7 +88,7 @@ void Searcher::fetch_segment(const Term& term, int64_t range) const {
 
 void Searcher::add_term(const Term& term, int64_t range, int64_t n_groups, uint16_t* sums) {
   const Codes codes{layout_.codes, layout_.n_postings};
-  if (kernels_.expands && term.info.slot >= 0 && term.info.count * kExpandRarity >= layout_.n_documents) {
+  if (kernels_.group_cost > 0 && term.info.slot >= 0 && term.info.count * kExpandRarity >= layout_.n_documents) {
     kernels_.add_groups(frequent(term), range * (kRange / kGroup), n_groups, codes, sums);
     return;
   }
@@ -168,9 +168,9 @@ void Searcher::refine(int64_t n_chunks) {
 
 // Whether so many groups are live that all the postings of these terms are read faster. In cycles, as measured.
 bool Searcher::prefers_all(int64_t first, int64_t n_terms, int64_t n_chunks) const {
-  constexpr double kGroupCost = 9, kDocumentCost = 6, kPostingCost = 2, kSpreadCost = 6;
-  double live = kGroupCost * static_cast<double>(live_.size);
-  if (!kernels_.expands) {
+  constexpr double kDocumentCost = 6, kPostingCost = 2, kSpreadCost = 6;
+  double live = kernels_.group_cost * static_cast<double>(live_.size);
+  if (kernels_.group_cost == 0) {
     int64_t documents = 0;
     for (int64_t g = 0; g < live_.size; g++) documents += __builtin_popcountll(live_.documents[g]);
     live = kDocumentCost * static_cast<double>(documents);
