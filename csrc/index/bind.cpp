@@ -118,7 +118,7 @@ stair::Names names_of(const Starts& starts, const Bytes& bytes) {
 
 py::array_t<int32_t> sort_names(const Starts& starts, const Bytes& bytes) {
   const stair::Names names = names_of(starts, bytes);
-  if (names.n >= stair::kMaxDocuments) stair::fail("expected at most 2147483647 names, got ", names.n);
+  if (names.n > stair::kMaxInt32) stair::fail("expected at most ", stair::kMaxInt32, " names, got ", names.n);
   std::vector<int32_t> order;
   {
     py::gil_scoped_release release;
