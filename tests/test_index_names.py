@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,32 @@ def test_names_are_found(names: list[bytes], others: list[bytes]) -> None:
     assert Strings.cat([strings, wanted]).tolist() == [*names, *names, *others]
 
 
+def peak_memory(action: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_strings_take_little_more_memory_than_their_bytes() -> None:
+    """Taken in another order, and when an index is built of them and compacted: a few copies, nothing a byte."""
+    size, each = 6_000_000, 20_000
+    strings = Strings(np.arange(0, size + 1, each), RANDOM.integers(0, 256, size, np.uint8))
+    order = RANDOM.permutation(N)
+    taken = strings.take(order)
+    assert taken.tolist() == [strings.tolist()[number] for number in order]
+    assert size <= peak_memory(lambda: strings.take(order)) < 1.1 * size
+    index = sk.SparseIndex.build(ROWS, NAMES, payloads=strings.tolist())
+    index.delete(NAMES[:1])
+    assert peak_memory(index.compact) < 4 * size
+    assert index.payloads(NAMES[-2:]) == strings.tolist()[-2:]
+    given = strings.tolist()
+    assert peak_memory(lambda: sk.SparseIndex.build(ROWS, NAMES, payloads=given)) < 2 * size
+    assert peak_memory(lambda: sk.SparseIndex.build(ROWS, order, payloads=given)) < 3 * size
+
+
 def test_damaged_names_never_crash() -> None:
     """Whatever the arrays hold: names are cut to the bytes, places to the documents."""
     strings, random = Strings.of([name.encode() for name in NAMES]), np.random.default_rng(9)
@@ -227,6 +254,7 @@ def test_damaged_names_never_crash() -> None:
         starts, places = strings.starts.copy(), order.copy()
         starts[random.integers(0, N + 1, 5)] = random.integers(-(2**62), 2**62, 5)
         places[random.integers(0, N, 5)] = random.integers(-(2**31), 2**31, 5)
+        assert Strings(starts, strings.data).take(RANDOM.permutation(N)).n == N
         found = _index.find_names(starts, strings.data, places, *strings)
         assert ((found >= -1) & (found < N)).all()
         assert sorted(_index.sort_names(starts, strings.data)) == list(range(N))
@@ -234,3 +262,6 @@ def test_damaged_names_never_crash() -> None:
         _index.find_names(*strings, order[1:], *strings)
     with pytest.raises(ValueError, match="expected n \\+ 1 starts of names, got none"):
         _index.sort_names(strings.starts[:0], strings.data)
+    for number in (-1, N):
+        with pytest.raises(ValueError, match="numbers: expected numbers of strings"):
+            strings.take(np.array([0, number]))

@@ -141,6 +141,23 @@ py::array_t<int64_t> find_names(const Starts& starts, const Bytes& bytes,
   return found;
 }
 
+// Starts and bytes of the strings with these numbers, in this order.
+py::tuple take_names(const Starts& starts, const Bytes& bytes, const Converted<int64_t>& numbers) {
+  const stair::Names names = names_of(starts, bytes);
+  for (py::ssize_t i = 0; i < numbers.size(); i++) {
+    if (numbers.data()[i] < 0 || numbers.data()[i] >= names.n) stair::fail("numbers: expected numbers of strings");
+  }
+  Starts taken_starts(numbers.size() + 1);
+  stair::start_taken(names, numbers.data(), numbers.size(), taken_starts.mutable_data());
+  Bytes taken(taken_starts.data()[numbers.size()]);
+  {
+    char* to = reinterpret_cast<char*>(taken.mutable_data());
+    py::gil_scoped_release release;
+    stair::take_names(names, numbers.data(), numbers.size(), to);
+  }
+  return py::make_tuple(taken_starts, taken);
+}
+
 // The engine, and the arrays that it points into.
 class BoundIndex {
  public:
@@ -241,6 +258,7 @@ PYBIND11_MODULE(_index, m) {
   m.def("sort_names", &sort_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert());
   m.def("find_names", &find_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert(),
         py::arg("order").noconvert(), py::arg("wanted_starts").noconvert(), py::arg("wanted_bytes").noconvert());
+  m.def("take_names", &take_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert(), py::arg("numbers"));
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
       .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"),
