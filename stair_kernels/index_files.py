@@ -206,7 +206,8 @@ def _save_new(target: Path, part: Part, metadata: dict[str, Any]) -> bool:
     staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.saving")
     try:
         staging.mkdir()
-        with contextlib.closing(Writer(staging, 0)) as writer:
+        # Another `save` that looks for abandoned directories may hold the lock for a moment, nobody else.
+        with contextlib.closing(Writer(staging, GRACE_S)) as writer:
             writer.commit([part], metadata)
             try:
                 os.rename(staging, target)

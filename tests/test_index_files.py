@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_saving_replaces_and_readers_keep_theirs(tmp_path: Path) -> None:
     assert same(opened(path), OLD)
     (path / "notes.txt").unlink()
     assert_tidy(path)
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+def test_another_save_that_looks_for_abandoned_ones_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float
+) -> None:
+    mkdir, looking = Path.mkdir, []
+
+    def make(path: Path, *arguments: Any, **named: Any) -> None:
+        mkdir(path, *arguments, **named)
+        if path.suffix == ".saving":
+            looking.append(index_files._lock(path, 0))
+            threading.Timer(0.05, os.close, looking).start()
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    NEW.save(tmp_path / "index", timeout=timeout)
+    assert looking
+    assert same(opened(tmp_path / "index"), NEW)
+    assert_tidy(tmp_path / "index")
 
 
 def test_a_link_to_an_index_stays_a_link(tmp_path: Path) -> None:
