@@ -95,8 +95,8 @@ class IndexOnDisk:
         with self._changes:
             home = self._writer.directory
             with index_files.explained(home):
-                changed = self._writer.commit([segment.part(home) for segment in self._segments], self._metadata)
-            if changed:
+                text = self._writer.commit([segment.part(home) for segment in self._segments], self._metadata)
+            if text != self._text:
                 self._load(home)
 
     def reload(self) -> bool:

@@ -309,6 +309,35 @@ def test_killed_at_random_times(path: Path, tmp_path: Path, monkeypatch: pytest.
     assert halved > 5, "they were not killed between the commits"
 
 
+def test_a_manifest_that_was_renamed_but_not_synced_is_synced_by_the_next_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, []
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        if len(synced) == fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    directory = path.stat().st_ino
+    with sk.SparseIndex.open(path, mode="a") as index:
+        index.add(MORE[:10], np.arange(10) + 1000)
+        fails_at = 4  # the segment, its name, the manifest, its name
+        with pytest.raises(OSError, match="cannot write the index: Input/output error"):
+            index.commit()
+        assert len(opened(path)) == 70
+        assert synced.count(directory) == 2
+        assert synced[-1] == directory
+        index.commit()
+        assert synced.count(directory) > 2, "a manifest that may not be on the disk"
+        before = files(path)
+        index.delete([3])
+        index.commit()
+        assert before.items() < files(path).items(), "a segment was written again"
+
+
 @pytest.mark.parametrize("function", ["fsync", "replace", "open", "listdir"])
 def test_a_failing_system_call_leaves_one_that_can_be_committed(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
