@@ -67,6 +67,8 @@ def test_strings_go_through_every_change(tmp_path: Path, reorder: bool) -> None:
     assert_finds(opened(path), order)
     with sk.SparseIndex.open(path, mode="a") as index:
         index.compact(reorder=reorder)
+        assert sorted(index._segments[0].numbers) == list(range(len(order))), "the deleted ones' numbers stay empty"
+        assert reorder or "ids" not in index._segments[0].arrays
     assert_finds(opened(path), order)
     merged = sk.SparseIndex.merge([named(slice(270, 300)), opened(path)], reorder=reorder)
     assert_finds(merged, [*range(270, 300), *order])
@@ -78,6 +80,19 @@ def test_equal_scores_go_by_the_order_of_adding() -> None:
     index = sk.SparseIndex.build(sk.SparseRows.from_dense(torch.ones(3, 1), 1), ["c", "a", "b"])
     index.add(sk.SparseRows.from_dense(torch.ones(1, 1), 1), ["A"])
     assert index.search(sk.SparseRows.from_dense(torch.ones(1, 1), 1), 5)[1].tolist() == [["c", "a", "b", "A", None]]
+
+
+def test_merging_the_last_segments_keeps_the_order() -> None:
+    index, order = named(slice(0, 100)), list(range(100))
+    for first, end in ((100, 130), (130, 140), (140, 143)):
+        index.add(ROWS[first:end], NAMES[first:end], payloads=payloads(slice(first, end)))
+        index.delete(NAMES[first : first + 2])
+        order += range(first + 2, end)
+    assert index.stats()["segments"] == 4
+    index.add(ROWS[143:150], NAMES[143:150], payloads=payloads(slice(143, 150)))  # with all but the first segment
+    assert index.stats()["segments"] == 2
+    assert_finds(index, [*order, *range(143, 150)])
+    assert sorted(index._segments[1].numbers) == list(range(100, len(index)))
 
 
 def test_filters_and_matches_take_strings() -> None:
