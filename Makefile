@@ -14,7 +14,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 # What compiles the C++, installed first: `pip install -e` then builds against this torch, without an isolated copy.
 BUILD_TOOLS := setuptools cmake ninja pybind11 torch
 SOURCES := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
-FORMATTED := $(SOURCES) bench/peak.cpp bench/allocations.cpp bench/taat.cpp tests/ptx/kernels.cu tests/parallel_for.cpp tests/amx/emulator.cpp tests/portable/check.cpp $(wildcard tests/simt/*)
+FORMATTED := $(SOURCES) bench/peak.cpp bench/allocations.cpp bench/taat.cpp tests/ptx/kernels.cu tests/parallel_for.cpp tests/failing_new.cpp tests/amx/emulator.cpp tests/portable/check.cpp $(wildcard tests/simt/*)
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt CMakeLists.txt stair_kernels/version.py \
                 requirements-demo.txt requirements-engines.txt $(SOURCES)
 BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)

@@ -74,17 +74,18 @@ class SparseIndex(IndexOnDisk):
         """One index of the documents of several, with the first one's metadata; compact when all of them are.
 
         Raises:
-            ValueError: when there are none, their vocabularies or kinds of ids differ or two hold the same id.
+            ValueError: when there are none, their vocabularies or kinds of ids differ, two hold the same id, or a file
+                of one is damaged.
         """
-        every = list(indexes)
-        segment = index_merge.merged([index._segments for index in every], reorder)
-        return SparseIndex([segment], every[0]._metadata)
+        held = [index._held() for index in indexes]
+        segment = index_merge.merged([segments for segments, _ in held], reorder)
+        return SparseIndex([segment], held[0][1])
 
     def to(self, device: str | torch.device) -> index_gpu.DeviceIndex:
         """The index as it is now on a CUDA device, to search there; it does not change when this one does.
 
         Raises:
-            ValueError: for another kind of device and for string ids.
+            ValueError: for another kind of device and for string ids, and when a file of the index is damaged.
             RuntimeError: without the CUDA library.
         """
         device = index_gpu.checked_device(device)
@@ -105,7 +106,7 @@ class SparseIndex(IndexOnDisk):
 
         Raises:
             ValueError: as `build` does, on another vocabulary size, on ids that the index holds and on integers where
-                the index has strings.
+                the index has strings; when a file that it would merge is damaged. Nothing is added.
         """
         with self._changes:
             segments = self._segments
@@ -146,7 +147,11 @@ class SparseIndex(IndexOnDisk):
             self._segments = tuple(s.without(f[f >= 0]) if (f >= 0).any() else s for s, f in pairs)
 
     def compact(self, *, reorder: bool = False) -> None:
-        """Merge what was added into one segment without the deleted documents: less memory, faster search."""
+        """Merge what was added into one segment without the deleted documents: less memory, faster search.
+
+        Raises:
+            ValueError: when a file of the index is damaged; nothing is changed.
+        """
         with self._changes:
             merged = index_merge.merged([self._segments], True) if reorder else index_merge.compacted(self._segments)
             self._segments = (merged,)
@@ -164,7 +169,8 @@ class SparseIndex(IndexOnDisk):
                 of which those that the index does not hold are passed over.
 
         Raises:
-            ValueError: on bad queries, another vocabulary size, k < 1, n_threads < 1 or another kind of `allowed`.
+            ValueError: on bad queries, another vocabulary size, k < 1, n_threads < 1 or another kind of `allowed`, and
+                when a string id that was found is damaged.
         """
         for name, number in (("k", k), ("n_threads", n_threads)):
             if (number is not None or name == "k") and (not isinstance(number, (int, np.integer)) or number < 1):
@@ -183,7 +189,7 @@ class SparseIndex(IndexOnDisk):
         An id that the index does not hold, as the -1 or None that pads `search`, has no terms.
 
         Raises:
-            ValueError: on bad queries or ids of another shape or type.
+            ValueError: on bad queries or ids of another shape or type, and when the row of a document is damaged.
         """
         rows, segments = self._checked_rows(queries, "queries"), self._segments
         given, shape = as_ids(ids, padding=True)
@@ -197,10 +203,10 @@ class SparseIndex(IndexOnDisk):
         ]
 
     def rows(self, ids: Any) -> scipy.sparse.csr_matrix:
-        """The documents with these ids, [n, V] float32, as the index holds them.
+        """The documents with these ids [n], [n, V] float32, as the index holds them.
 
         Raises:
-            ValueError: on ids of another kind or that the index does not hold.
+            ValueError: on ids of another kind, shape or that the index does not hold, and when a row is damaged.
         """
         segments = self._segments
         parts = [segments[which].row(place) for which, place in zip(*self._found(ids, segments))]
@@ -211,10 +217,10 @@ class SparseIndex(IndexOnDisk):
         return scipy.sparse.csr_matrix((weights, terms, starts), (len(parts), self.vocab_size))
 
     def payloads(self, ids: Any) -> list[bytes]:
-        """What was kept with the documents with these ids.
+        """What was kept with the documents with these ids [n], n bytes objects.
 
         Raises:
-            ValueError: when the index has no payloads, on ids of another kind or that the index does not hold.
+            ValueError: when the index has no payloads, on ids of another kind, shape or that the index does not hold.
         """
         segments = self._segments
         if segments[0].payloads is None:
@@ -228,7 +234,11 @@ class SparseIndex(IndexOnDisk):
 
     @property
     def ids(self) -> Any:
-        """int64 [N], ascending, or a NumPy array of str in the order in which they were added."""
+        """int64 [N], ascending, or a NumPy array of str in the order in which they were added.
+
+        Raises:
+            ValueError: when a string id is damaged.
+        """
         return self._ids_of(self._segments, index_merge.live_numbers(self._segments))
 
     @property
@@ -252,11 +262,12 @@ class SparseIndex(IndexOnDisk):
         """
         segments = self._segments
         every = sum(segment.counts.documents for segment in segments)
+        documents = sum(len(segment) for segment in segments)
         return {
-            "documents": len(self),
-            "deleted": every - len(self),
+            "documents": documents,
+            "deleted": every - documents,
             "segments": len(segments),
-            "vocab_size": self.vocab_size,
+            "vocab_size": segments[0].counts.vocab_size,
             "terms": max(int(np.count_nonzero(np.diff(segment.arrays["term_starts"]))) for segment in segments),
             "frequent": max(segment.counts.frequent for segment in segments),
             "postings": sum(segment.counts.postings for segment in segments),
@@ -266,8 +277,9 @@ class SparseIndex(IndexOnDisk):
         }
 
     def __repr__(self) -> str:
-        postings = sum(segment.counts.postings for segment in self._segments)
-        return f"SparseIndex(N={len(self)}, V={self.vocab_size}, postings={postings})"
+        segments = self._segments
+        N, P = sum(len(segment) for segment in segments), sum(segment.counts.postings for segment in segments)
+        return f"SparseIndex(N={N}, V={segments[0].counts.vocab_size}, postings={P})"
 
     def _checked_rows(self, rows: Rows, name: str, dtype: type[np.floating[Any]] = np.float32) -> _index.Rows:
         checked = checked_rows(rows, name, dtype)

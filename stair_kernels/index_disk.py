@@ -95,8 +95,8 @@ class IndexOnDisk:
         with self._changes:
             home = self._writer.directory
             with index_files.explained(home):
-                changed = self._writer.commit([segment.part(home) for segment in self._segments], self._metadata)
-            if changed:
+                text = self._writer.commit([segment.part(home) for segment in self._segments], self._metadata)
+            if text != self._text:
                 self._load(home)
 
     def reload(self) -> bool:
@@ -122,12 +122,18 @@ class IndexOnDisk:
         opened from `path` keeps its files.
 
         Raises:
-            ValueError: when `path` is a file or a directory that is neither empty nor an index.
+            ValueError: when `path` is a file or a directory that is neither empty nor an index, and when a file of this
+                index is damaged.
             TimeoutError: when for `timeout` seconds there is another writer at `path`; this index is one that commits.
             OSError: when it cannot be written (no permission, disk full); nothing half written is left.
         """
-        part = compacted(self._segments).part(None)
-        index_files.save(path, part, self._metadata, checked_timeout(timeout))
+        segments, metadata = self._held()
+        index_files.save(path, compacted(segments).part(None), metadata, checked_timeout(timeout))
+
+    def _held(self) -> tuple[tuple[Segment, ...], dict[str, Any]]:
+        """The segments and the metadata that belong to them, while another thread may reload."""
+        with self._changes:
+            return self._segments, self._metadata
 
     def _load(self, path: str | os.PathLike[str], verify: bool = False) -> None:
         known = {segment.stored.entry.file: segment for segment in self._segments if segment.stored is not None}
@@ -137,5 +143,5 @@ class IndexOnDisk:
             entries = manifest.entries
             return [Segment.open(home, entry, verify, known.get(entry.file)) for entry in entries], manifest.metadata
 
-        (segments, self._metadata), self._text = index_files.read(path, load)
-        self._segments = tuple(segments)
+        (segments, metadata), self._text = index_files.read(path, load)
+        self._segments, self._metadata = tuple(segments), metadata

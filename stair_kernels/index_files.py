@@ -124,19 +124,20 @@ class Writer:
             os.close(self._lock)
             self._lock = None
 
-    def commit(self, parts: Sequence[Part], metadata: dict[str, Any]) -> bool:
-        """Make the directory hold these segments; whether anything changed. On an error what was there stays."""
+    def commit(self, parts: Sequence[Part], metadata: dict[str, Any]) -> bytes:
+        """Make the directory hold these segments, on the disk; the manifest's bytes. On an error what was there stays,
+        or they are there, but not surely on the disk until a further commit.
+        """
         if self._lock is None or self._process != os.getpid():
             raise ValueError(f"index: expected an open writer of {self.directory} in the process that opened it")
         try:
             manifest = Manifest(tuple(self._entry(part) for part in parts), metadata)
             text = render(manifest)
-            if self._committed() == text:
-                return False
-            _sync_directory(self.directory)
-            self._write(MANIFEST, [text])
-            _sync_directory(self.directory)
-            return True
+            _sync_directory(self.directory)  # the data, or a manifest whose commit failed after it was renamed
+            if self._committed() != text:
+                self._write(MANIFEST, [text])
+                _sync_directory(self.directory)
+            return text
         finally:
             self.sweep()
 
@@ -206,7 +207,8 @@ def _save_new(target: Path, part: Part, metadata: dict[str, Any]) -> bool:
     staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.saving")
     try:
         staging.mkdir()
-        with contextlib.closing(Writer(staging, 0)) as writer:
+        # Another `save` that looks for abandoned directories may hold the lock for a moment, nobody else.
+        with contextlib.closing(Writer(staging, GRACE_S)) as writer:
             writer.commit([part], metadata)
             try:
                 os.rename(staging, target)

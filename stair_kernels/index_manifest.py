@@ -176,7 +176,7 @@ def _entry(directory: Path, fields: Any) -> Entry:
 
 
 def _require_file(directory: Path, fields: Mapping[str, Any], pattern: re.Pattern[str]) -> None:
-    """The file's name is one of ours, in this directory, and opens with its checksum."""
+    """The file's name is one of ours, in this directory, and its checksum a string; the file may be another one's."""
     file, sha256 = fields.get("file"), fields.get("sha256")
     if not isinstance(file, str) or not pattern.fullmatch(file) or not isinstance(sha256, str):
         raise damaged(directory, f"{MANIFEST} has a file or sha256 that is not a name or a digest: {file!r:.80}")

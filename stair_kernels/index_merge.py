@@ -23,7 +23,7 @@ def appended(segments: Sequence[Segment], new: Segment) -> tuple[Segment, ...]:
     while kept and len(kept[-1]) < 2 * size:
         tail.insert(0, kept.pop())
         size += len(tail[0])
-    return (*kept, new if len(tail) == 1 else merged([tail]))
+    return (*kept, new if len(tail) == 1 else merged([tail], first_number=next_number(kept)))
 
 
 def compacted(segments: Sequence[Segment]) -> Segment:
@@ -34,8 +34,8 @@ def compacted(segments: Sequence[Segment]) -> Segment:
     return segments[0]
 
 
-def merged(indexes: Sequence[Sequence[Segment]], reorder: bool = False) -> Segment:
-    """One segment of those of several indexes."""
+def merged(indexes: Sequence[Sequence[Segment]], reorder: bool = False, first_number: int = 0) -> Segment:
+    """One segment of those of several indexes; string ids are numbered anew, in their order, from `first_number` on."""
     segments = [segment for index in indexes for segment in index]
     sizes = {segment.counts.vocab_size for segment in segments}
     if len(sizes) != 1:
@@ -50,11 +50,10 @@ def merged(indexes: Sequence[Sequence[Segment]], reorder: bool = False) -> Segme
         checked_ids(numbers, len(numbers))
     else:
         checked_names(names)
-        if len(indexes) > 1:  # each counts from 0
-            number = np.repeat(np.arange(len(indexes)), [sum(map(len, index)) for index in indexes])
-            order = np.lexsort((numbers, number))
-            numbers = np.empty_like(numbers)
-            numbers[order] = np.arange(len(order))
+        number = np.repeat(np.arange(len(indexes)), [sum(map(len, index)) for index in indexes])
+        order = np.lexsort((numbers, number))
+        numbers = np.empty_like(numbers)
+        numbers[order] = np.arange(first_number, first_number + len(order))
     rows = checked_rows(scipy.sparse.vstack([part.rows for part in parts], "csr"), "rows")
     compact = all(segment.counts.compact for segment in segments)
     return Segment.build(rows, numbers, names, _cat([part.payloads for part in parts]), reorder, compact)
@@ -69,7 +68,7 @@ def live_numbers(segments: Sequence[Segment]) -> np.ndarray:
 
 def next_number(segments: Sequence[Segment]) -> int:
     """One more than the largest, at least 0."""
-    return max(0, *(segment.next_number for segment in segments))
+    return max([0, *(segment.next_number for segment in segments)])
 
 
 def names_of(segments: Sequence[Segment], numbers: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stair_kernels.index_layout import _index
+
 
 class Strings(NamedTuple):
     """n byte strings: number i is data[starts[i] : starts[i + 1]]."""
@@ -30,12 +32,7 @@ class Strings(NamedTuple):
 
     def take(self, numbers: np.ndarray) -> Strings:
         """These of them, in this order. A damaged file may place one anywhere: it is cut to the data."""
-        first = self.starts[:-1][numbers].clip(0, len(self.data))
-        lengths = np.maximum(self.starts[1:][numbers].clip(0, len(self.data)) - first, 0)
-        starts = np.zeros(len(numbers) + 1, np.int64)
-        np.cumsum(lengths, out=starts[1:])
-        places = np.repeat(first - starts[:-1], lengths) + np.arange(starts[-1])
-        return Strings(starts, self.data[places])
+        return Strings(*_index.take_names(*self, numbers))
 
     @staticmethod
     def cat(parts: Sequence[Strings]) -> Strings:

@@ -61,14 +61,16 @@ class Segment:
         # Without reordering document numbers follow the ids.
         order = _index.cluster(documents) if reorder else np.argsort(numbers)
         arrays = _index.build(documents, order, compact)
-        numbers = numbers[order]
+        if not (order[1:] > order[:-1]).all():
+            numbers = numbers[order]
+            names, payloads = (None if strings is None else strings.take(order) for strings in (names, payloads))
         if not (numbered := bool((numbers == np.arange(len(numbers))).all())):
             arrays["ids"] = numbers
         if names is not None:
-            arrays["name_starts"], arrays["name_bytes"] = names = names.take(order)
+            arrays["name_starts"], arrays["name_bytes"] = names
             arrays["name_order"] = _index.sort_names(*names)
         if payloads is not None:
-            arrays["payload_starts"], arrays["payload_bytes"] = payloads = payloads.take(order)
+            arrays["payload_starts"], arrays["payload_bytes"] = payloads
         sizes = len(documents), documents.vocab_size, len(arrays["codes"]), len(arrays["frequent_terms"])
         n_bytes = (None if strings is None else len(strings.data) for strings in (names, payloads))
         return Segment(Counts(*sizes, int(compact), int(numbered), *n_bytes), arrays)

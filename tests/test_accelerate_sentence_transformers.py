@@ -17,6 +17,8 @@ from published import masked_lm
 from tolerance import assert_close
 from torch import Tensor, nn
 
+import stair_kernels as sk
+
 pytest.importorskip("sentence_transformers", reason="pip install 'stair-kernels[test]'")
 
 from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
@@ -103,6 +105,21 @@ def test_encoding_gives_what_the_library_gives(made: Callable[..., SparseEncoder
     torch.testing.assert_close(fast.similarity(queries, documents), expected, rtol=1e-4, atol=1e-4)
     assert fast.encode(TEXTS[0]).shape == (V,)
     assert fast.decode(queries[0], top_k=3) == model.decode(model.encode_query(TEXTS[0]), top_k=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"convert_to_sparse_tensor": False}, {"convert_to_tensor": False}])
+def test_what_an_encoder_returns_is_searched(made: Callable[..., SparseEncoder], options: dict[str, bool]) -> None:
+    """semantic_search_stair finds the documents that the library's own similarity ranks first."""
+    model = made()
+    queries, corpus = model.encode_query(TEXTS[:2], **options), model.encode_document(TEXTS, **options)
+    similarity = model.similarity(model.encode_query(TEXTS[:2]), model.encode_document(TEXTS))
+    hits, _ = sk.semantic_search_stair(queries, corpus, top_k=2)
+    scores = torch.tensor([[hit["score"] for hit in of_query] for of_query in hits])
+    torch.testing.assert_close(scores, similarity.topk(2).values, rtol=1e-5, atol=1e-6)
+    found = torch.tensor([[hit["corpus_id"] for hit in of_query] for of_query in hits])
+    torch.testing.assert_close(similarity.gather(1, found), scores, rtol=1e-5, atol=1e-6)
+    one, _ = sk.semantic_search_stair(model.encode_query(TEXTS[0], **options), corpus, top_k=2)
+    assert [hit["corpus_id"] for hit in one[0]] == [hit["corpus_id"] for hit in hits[0]]
 
 
 def splade(cached: bool) -> Callable[[SparseEncoder], nn.Module]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peers
 import peers_inverted
 import pytest
 import scipy.sparse
+import search
 import wordnet
+
+import stair_kernels as sk
 
 NOUNS = """  1 This software and database is being provided to you
 00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 | that which is perceived; "the entity | of it"; "more"
@@ -57,6 +61,33 @@ def test_engines_take_turns_and_absent_ones_are_named(
     assert [(row[0], row[2]) for row in rows] == [("| stair_kernels", "1.0000")] * 2 + [("| scipy", "1.0000")]
     assert "pyvsag is not installed and left out" in captured.err
     assert "<svg" in picture.read_text()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_wrong_answer_ends_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of whatever kind: a score, an id that is missing. Without one the table has a line for every kind of query."""
+    monkeypatch.setattr("sys.argv", ["search.py", "--documents", "400", "--queries", "3", "--passes", "1"])
+    search.main()
+    table = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert table[1:] == ["| plain", "| long", "| two merged", "| one rare term", "| all frequent"]
+    right = sk.SparseIndex.search
+
+    def wrong_score(*arguments: Any) -> Any:
+        scores, ids = right(*arguments)
+        scores[1, 2] *= 1.001
+        return scores, ids
+
+    def missing(*arguments: Any) -> Any:
+        scores, ids = right(*arguments)
+        ids[1, 2] = -1
+        return scores, ids
+
+    for wrong in (wrong_score, missing):
+        monkeypatch.setattr(sk.SparseIndex, "search", wrong)
+        with pytest.raises(SystemExit, match=r"(?s)^plain: query 1 is wrong: .*, the C loop has") as caught:
+            search.main()
+        assert isinstance(caught.value.code, str), "exit code 1"
+        assert "| plain" not in capsys.readouterr().out
 
 
 def test_inverted_lists_as_pisa_reads_them(tmp_path: Path) -> None:

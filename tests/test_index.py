@@ -12,29 +12,18 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_cases import naive
 from tolerance import assert_close
 
 import stair_kernels as sk
+from stair_kernels import _index
 
-BLOCK = 1 << 15  # documents that the engine accumulates at a time
+RANGE = _index.RANGE  # documents that the engine accumulates at a time
 TINY = np.float32(1e-30)
 
 
 def matrix(dense: Any) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix(np.asarray(dense, np.float32))
-
-
-def naive(documents: np.ndarray, queries: np.ndarray, k: int, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition: float32 products added in float32, entries ascending; score descending, then id ascending."""
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    found = np.full((len(queries), k), -1, np.int64)
-    for q, query in enumerate(queries):
-        score = np.zeros(len(documents), np.float32)
-        for v in np.flatnonzero(query):
-            score += query[v] * documents[:, v]
-        best = [n for n in np.lexsort((ids, -score)) if score[n] > 0][:k]
-        scores[q, : len(best)], found[q, : len(best)] = score[best], ids[best]
-    return torch.from_numpy(scores), torch.from_numpy(found)
 
 
 def assert_same(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -69,19 +58,19 @@ def test_any_shape_is_exact(N: int, Q: int, V: int, k: int, density: float, leve
     index = sk.SparseIndex.build(matrix(documents), ids)
     assert len(index) == N
     assert index.vocab_size == V
-    assert_same(index.search(matrix(queries), k), naive(documents, queries, k, ids))
+    assert_same(index.search(matrix(queries), k), naive(matrix(documents), matrix(queries), k, ids))
 
 
 @pytest.fixture(scope="module")
-def several_blocks() -> tuple[np.ndarray, np.ndarray]:
-    """Documents over three blocks of the engine, the last one cut short, with matches on both sides of each edge."""
+def several_ranges() -> tuple[np.ndarray, np.ndarray]:
+    """Documents over three ranges of the engine, the last one cut short, with matches on both sides of each edge."""
     rng = np.random.default_rng(1)
-    N, V = 2 * BLOCK + 1001, 24
+    N, V = 2 * RANGE + 1001, 24
     documents = random_dense(rng, N, V, 0.3, 0)
     documents[:, -2:] = 0
-    edges = [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, N - 1]
+    edges = [0, RANGE - 1, RANGE, 2 * RANGE - 1, 2 * RANGE, N - 1]
     documents[edges, -2] = [1, 2, 1, 2, 3, 3]  # found by column V - 2 only
-    documents[2 * BLOCK + 5, -1] = 1  # column V - 1 skips two blocks
+    documents[2 * RANGE + 5, -1] = 1  # column V - 1 skips two ranges
     queries = random_dense(rng, 20, V, 0.5, 0)
     queries[:3] = 0
     queries[0, -2] = queries[1, -1] = 1
@@ -89,15 +78,15 @@ def several_blocks() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("k", [1, 10, 3000])
-def test_blocks_of_documents_are_exact(several_blocks: tuple[np.ndarray, np.ndarray], k: int) -> None:
-    documents, queries = several_blocks
+def test_ranges_of_documents_are_exact(several_ranges: tuple[np.ndarray, np.ndarray], k: int) -> None:
+    documents, queries = several_ranges
     ids = np.arange(len(documents))
     got = sk.SparseIndex.build(matrix(documents)).search(matrix(queries), k)
-    assert_same(got, naive(documents, queries, k, ids))
+    assert_same(got, naive(matrix(documents), matrix(queries), k, ids))
 
 
-def test_the_number_of_threads_changes_no_bit(several_blocks: tuple[np.ndarray, np.ndarray]) -> None:
-    documents, queries = several_blocks
+def test_the_number_of_threads_changes_no_bit(several_ranges: tuple[np.ndarray, np.ndarray]) -> None:
+    documents, queries = several_ranges
     index = sk.SparseIndex.build(matrix(documents))
     rows = matrix(np.tile(queries, (5, 1)))
     expected = index.search(rows, 50, n_threads=1)
@@ -107,8 +96,8 @@ def test_the_number_of_threads_changes_no_bit(several_blocks: tuple[np.ndarray, 
         assert_same(index.search(rows[q], 50), (expected[0][q : q + 1], expected[1][q : q + 1]))
 
 
-def test_searches_from_several_threads_at_once(several_blocks: tuple[np.ndarray, np.ndarray]) -> None:
-    documents, queries = several_blocks
+def test_searches_from_several_threads_at_once(several_ranges: tuple[np.ndarray, np.ndarray]) -> None:
+    documents, queries = several_ranges
     index, rows = sk.SparseIndex.build(matrix(documents)), matrix(queries)
     expected = index.search(rows, 20)
     results: list[Any] = []
@@ -122,8 +111,8 @@ def test_searches_from_several_threads_at_once(several_blocks: tuple[np.ndarray,
         assert_same(result, expected)
 
 
-def test_scores_are_close_to_float64(several_blocks: tuple[np.ndarray, np.ndarray]) -> None:
-    documents, queries = (torch.from_numpy(array) for array in several_blocks)
+def test_scores_are_close_to_float64(several_ranges: tuple[np.ndarray, np.ndarray]) -> None:
+    documents, queries = (torch.from_numpy(array) for array in several_ranges)
     scores, ids = sk.SparseIndex.build(matrix(documents)).search(matrix(queries[3:]), 100)
     truth = (queries[3:].double() @ documents.double().T).gather(1, ids)
     assert_close(scores, truth, (queries[3:] @ documents.T).gather(1, ids), "search")

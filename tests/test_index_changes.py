@@ -15,6 +15,8 @@ from test_index import assert_same
 from test_index_pruned import V, make_queries, rows
 
 import stair_kernels as sk
+from stair_kernels import index_merge
+from stair_kernels.index_segments import Segment
 
 N = 3000
 RANDOM = np.random.default_rng(11)
@@ -199,6 +201,38 @@ def test_bad_changes_are_refused_and_change_nothing(call: Any, message: str) -> 
     with pytest.raises(ValueError, match=f"^{message}"):
         call(index)
     assert index.stats() == before
+
+
+def test_statistics_are_those_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, other, size = built(slice(0, 1000)), built(slice(0, 2000)), Segment.__len__
+
+    def changed_meanwhile(segment: Segment) -> int:
+        index._segments = other._segments
+        return size(segment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "__len__", changed_meanwhile)
+        stats = index.stats()
+    assert (stats["documents"], stats["deleted"]) == (1000, 0)
+    assert index.stats() == other.stats()
+
+
+def test_what_is_saved_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [slice(0, 1000), slice(1000, 2000)]
+    old, new = (sk.SparseIndex.build(DOCUMENTS[part], metadata={"first": part.start}) for part in parts)
+    old.save(tmp_path / "index")
+    index = sk.SparseIndex.open(tmp_path / "index")
+    new.save(tmp_path / "index")
+
+    def reloaded_meanwhile(segments: tuple[Segment, ...]) -> Segment:
+        assert index.reload()
+        return index_merge.compacted(segments)
+
+    monkeypatch.setattr("stair_kernels.index_disk.compacted", reloaded_meanwhile)
+    index.save(tmp_path / "copy")
+    copy = sk.SparseIndex.open(tmp_path / "copy")
+    assert copy.metadata == {"first": 0}
+    assert_same(copy.search(QUERIES, 10), old.search(QUERIES, 10))
 
 
 def test_searches_while_documents_are_added_and_deleted() -> None:

@@ -62,10 +62,10 @@ def states() -> list[sk.SparseIndex]:
 STATES = states()
 
 
-def write(path: Path, first: int = 0) -> None:
-    """Every change from the given one on."""
+def write(path: Path, first: int = 0, end: int | None = None) -> None:
+    """Every change from the given one on, up to another."""
     with sk.SparseIndex.open(path, mode="a", timeout=0) as index:
-        for change in CHANGES[first:]:
+        for change in CHANGES[first:end]:
             change(index)
             index.commit()
 
@@ -74,7 +74,7 @@ def state_of(path: Path, least: int = 0) -> int:
     """Which of STATES lies there, found sound; a compacted one is told by its segments."""
     index = opened(path)
     for number in range(least, len(STATES)):
-        if same(index, STATES[number]) and index.stats() == STATES[number].stats():
+        if index.stats() == STATES[number].stats() and same(index, STATES[number]):
             return number
     raise AssertionError(f"no state from {least} on is what lies there: {index.stats()}")
 
@@ -280,30 +280,62 @@ def test_killed_at_any_operation(path: Path, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_times(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 kills, each within two commits from any state on."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill, unlike a power cut, loses nothing written
-    shutil.copytree(path, tmp_path / "base")
-    random = np.random.default_rng(0)
-    before = time.monotonic()
-    assert status(start(lambda: write(path))) == 0
-    longest, kills = time.monotonic() - before, 0
-    for _ in range(1000):
+    longest = []  # that the commits from each state on take
+    for first in range(len(CHANGES)):
+        shutil.copytree(path, tmp_path / str(first))
+        before = time.monotonic()
+        assert status(start(lambda first=first: write(path, first, first + 1))) == 0
+        longest.append(2 * (time.monotonic() - before))
+    random, kills, halved = np.random.default_rng(0), 0, 0
+    while kills < 200:
+        first = int(random.integers(len(CHANGES)))
         shutil.rmtree(path)
-        shutil.copytree(tmp_path / "base", path)
-        child = start(lambda: write(path))
-        time.sleep(longest * random.random())
+        shutil.copytree(tmp_path / str(first), path)
+        child = start(lambda first=first: write(path, first, first + 2))
+        time.sleep(longest[first] * random.random())
         os.kill(child, signal.SIGKILL)
         if status(child) == 0:  # it was faster than the first one
-            longest *= 0.9
+            longest[first] *= 0.9
             continue
         kills += 1
-        state = state_of(path)
+        state = state_of(path, first)
+        halved += first < state < min(first + 2, len(CHANGES))
         if kills % 8 == 0 and state < len(CHANGES):
             write(path, state)
             assert_named(path)
             state_of(path, len(CHANGES))
-        if kills == 60:
-            return
-    raise AssertionError(f"only {kills} kills")
+    assert halved > 5, "they were not killed between the commits"
+
+
+def test_a_manifest_that_was_renamed_but_not_synced_is_synced_by_the_next_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, []
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        if len(synced) == fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    directory = path.stat().st_ino
+    with sk.SparseIndex.open(path, mode="a") as index:
+        index.add(MORE[:10], np.arange(10) + 1000)
+        fails_at = 4  # the segment, its name, the manifest, its name
+        with pytest.raises(OSError, match="cannot write the index: Input/output error"):
+            index.commit()
+        assert len(opened(path)) == 70
+        assert synced.count(directory) == 2
+        assert synced[-1] == directory
+        index.commit()
+        assert synced.count(directory) > 2, "a manifest that may not be on the disk"
+        before = files(path)
+        index.delete([3])
+        index.commit()
+        assert before.items() < files(path).items(), "a segment was written again"
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "open", "listdir"])

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ from index_cases import (
 )
 
 import stair_kernels as sk
-from stair_kernels import index_files
+from stair_kernels import _index, index_files
 
 OLD = sk.SparseIndex.build(random_rows(1, 300))
 NEW = sk.SparseIndex.build(random_rows(2, 400), ids=np.arange(400) * 3)
@@ -84,6 +85,25 @@ def test_saving_replaces_and_readers_keep_theirs(tmp_path: Path) -> None:
     assert same(opened(path), OLD)
     (path / "notes.txt").unlink()
     assert_tidy(path)
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+def test_another_save_that_looks_for_abandoned_ones_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float
+) -> None:
+    mkdir, looking = Path.mkdir, []
+
+    def make(path: Path, *arguments: Any, **named: Any) -> None:
+        mkdir(path, *arguments, **named)
+        if path.suffix == ".saving":
+            looking.append(index_files._lock(path, 0))
+            threading.Timer(0.05, os.close, looking).start()
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    NEW.save(tmp_path / "index", timeout=timeout)
+    assert looking
+    assert same(opened(tmp_path / "index"), NEW)
+    assert_tidy(tmp_path / "index")
 
 
 def test_a_link_to_an_index_stays_a_link(tmp_path: Path) -> None:
@@ -439,10 +459,21 @@ def test_damage_to_the_data_never_crashes(tmp_path: Path, name: str) -> None:
 
         error = error_of(search)
         if error:
-            assert name in ("term_starts", "units", "frequent_terms")
-            assert re.search("expected (term_starts (from|that never)|finite units|frequent_terms that)", str(error))
+            assert name in ("term_starts", "units", "frequent_terms", "frequent_means")
+            kinds = "term_starts (from|that never)|finite (units|frequent_means)|frequent_terms that"
+            assert re.search(f"expected ({kinds})", str(error))
         elif name != "ids":
             assert set(torch.cat(found).tolist()) <= {-1, *range(1, N + 1)}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1])
+@pytest.mark.parametrize("name", ["units", "frequent_means"])
+def test_what_terms_are_sorted_by_is_finite(name: str, value: float) -> None:
+    arrays = dict(sk.SparseIndex.build(random_rows(1, 1100))._segments[0].arrays)
+    arrays[name] = arrays[name].copy()
+    arrays[name][3] = value
+    with pytest.raises(ValueError, match=f"^expected finite {name} >= 0, got {value}"):
+        _index.Index(arrays)
 
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def test_strings_go_through_every_change(tmp_path: Path, reorder: bool) -> None:
     assert_finds(opened(path), order)
     with sk.SparseIndex.open(path, mode="a") as index:
         index.compact(reorder=reorder)
+        assert sorted(index._segments[0].numbers) == list(range(len(order))), "the deleted ones' numbers stay empty"
+        assert reorder or "ids" not in index._segments[0].arrays
     assert_finds(opened(path), order)
     merged = sk.SparseIndex.merge([named(slice(270, 300)), opened(path)], reorder=reorder)
     assert_finds(merged, [*range(270, 300), *order])
@@ -77,6 +80,19 @@ def test_equal_scores_go_by_the_order_of_adding() -> None:
     index = sk.SparseIndex.build(sk.SparseRows.from_dense(torch.ones(3, 1), 1), ["c", "a", "b"])
     index.add(sk.SparseRows.from_dense(torch.ones(1, 1), 1), ["A"])
     assert index.search(sk.SparseRows.from_dense(torch.ones(1, 1), 1), 5)[1].tolist() == [["c", "a", "b", "A", None]]
+
+
+def test_merging_the_last_segments_keeps_the_order() -> None:
+    index, order = named(slice(0, 100)), list(range(100))
+    for first, end in ((100, 130), (130, 140), (140, 143)):
+        index.add(ROWS[first:end], NAMES[first:end], payloads=payloads(slice(first, end)))
+        index.delete(NAMES[first : first + 2])
+        order += range(first + 2, end)
+    assert index.stats()["segments"] == 4
+    index.add(ROWS[143:150], NAMES[143:150], payloads=payloads(slice(143, 150)))  # with all but the first segment
+    assert index.stats()["segments"] == 2
+    assert_finds(index, [*order, *range(143, 150)])
+    assert sorted(index._segments[1].numbers) == list(range(100, len(index)))
 
 
 def test_filters_and_matches_take_strings() -> None:
@@ -219,6 +235,32 @@ def test_names_are_found(names: list[bytes], others: list[bytes]) -> None:
     assert Strings.cat([strings, wanted]).tolist() == [*names, *names, *others]
 
 
+def peak_memory(action: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_strings_take_little_more_memory_than_their_bytes() -> None:
+    """Taken in another order, and when an index is built of them and compacted: a few copies, nothing a byte."""
+    size, each = 6_000_000, 20_000
+    strings = Strings(np.arange(0, size + 1, each), RANDOM.integers(0, 256, size, np.uint8))
+    order = RANDOM.permutation(N)
+    taken = strings.take(order)
+    assert taken.tolist() == [strings.tolist()[number] for number in order]
+    assert size <= peak_memory(lambda: strings.take(order)) < 1.1 * size
+    index = sk.SparseIndex.build(ROWS, NAMES, payloads=strings.tolist())
+    index.delete(NAMES[:1])
+    assert peak_memory(index.compact) < 4 * size
+    assert index.payloads(NAMES[-2:]) == strings.tolist()[-2:]
+    given = strings.tolist()
+    assert peak_memory(lambda: sk.SparseIndex.build(ROWS, NAMES, payloads=given)) < 2 * size
+    assert peak_memory(lambda: sk.SparseIndex.build(ROWS, order, payloads=given)) < 3 * size
+
+
 def test_damaged_names_never_crash() -> None:
     """Whatever the arrays hold: names are cut to the bytes, places to the documents."""
     strings, random = Strings.of([name.encode() for name in NAMES]), np.random.default_rng(9)
@@ -227,6 +269,7 @@ def test_damaged_names_never_crash() -> None:
         starts, places = strings.starts.copy(), order.copy()
         starts[random.integers(0, N + 1, 5)] = random.integers(-(2**62), 2**62, 5)
         places[random.integers(0, N, 5)] = random.integers(-(2**31), 2**31, 5)
+        assert Strings(starts, strings.data).take(RANDOM.permutation(N)).n == N
         found = _index.find_names(starts, strings.data, places, *strings)
         assert ((found >= -1) & (found < N)).all()
         assert sorted(_index.sort_names(starts, strings.data)) == list(range(N))
@@ -234,3 +277,6 @@ def test_damaged_names_never_crash() -> None:
         _index.find_names(*strings, order[1:], *strings)
     with pytest.raises(ValueError, match="expected n \\+ 1 starts of names, got none"):
         _index.sort_names(strings.starts[:0], strings.data)
+    for number in (-1, N):
+        with pytest.raises(ValueError, match="numbers: expected numbers of strings"):
+            strings.take(np.array([0, number]))

@@ -15,6 +15,7 @@ from test_index import assert_same
 
 import stair_kernels as sk
 from stair_kernels import _index
+from stair_kernels.index_inputs import checked_rows
 
 V = 300
 FREQUENT = 40  # terms that many documents have
@@ -82,6 +83,22 @@ def test_reordering_changes_no_bit(N: int) -> None:
     assert sorted(index._segments[0].numbers) == sorted(ids)
     assert (index._segments[0].numbers == again._segments[0].numbers).all()
     assert_same(index.search(queries, 10), naive(documents, queries, 10, ids))
+
+
+def test_reordering_weights_of_any_size() -> None:
+    """Rows near either end of float32's range are ordered as they are in the middle of it, and found exactly."""
+    random = np.random.default_rng(7)
+    documents = rows(random, 3000, 14, 6, 8)
+    scaled = documents.copy()
+    exponents = random.choice([-140, 0, 126], 3000).repeat(np.diff(documents.indptr))
+    scaled.data = np.ldexp(documents.data, exponents)
+    assert np.isfinite(scaled.data).all()
+    assert (np.ldexp(scaled.data, -exponents) == documents.data).all(), "no bit is lost"
+    order, again = (_index.cluster(checked_rows(one, "rows")) for one in (documents, scaled))
+    assert order.tolist() == again.tolist()
+    queries, ids = make_queries(random), random.permutation(3000)
+    index = sk.SparseIndex.build(scaled, ids, reorder=True)
+    assert_same(index.search(queries, 10), naive(scaled, queries, 10, ids))
 
 
 def test_reordering_brings_topics_together() -> None:

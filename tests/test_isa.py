@@ -76,7 +76,8 @@ def test_operators_on(isa: str) -> None:
 def test_search_on(isa: str) -> None:
     if lacks(isa):
         pytest.skip(f"this CPU has no {isa}")
-    result = run(isa, "-c", PYTEST, "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_index_pruned.py"))
+    files = (str(HERE / f"test_index_{name}.py") for name in ("pruned", "far"))
+    result = run(isa, "-c", PYTEST, "-q", "-x", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert " passed" in result.stdout
 

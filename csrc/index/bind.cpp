@@ -118,7 +118,7 @@ stair::Names names_of(const Starts& starts, const Bytes& bytes) {
 
 py::array_t<int32_t> sort_names(const Starts& starts, const Bytes& bytes) {
   const stair::Names names = names_of(starts, bytes);
-  if (names.n >= stair::kMaxDocuments) stair::fail("expected at most 2147483647 names, got ", names.n);
+  if (names.n > stair::kMaxInt32) stair::fail("expected at most ", stair::kMaxInt32, " names, got ", names.n);
   std::vector<int32_t> order;
   {
     py::gil_scoped_release release;
@@ -139,6 +139,23 @@ py::array_t<int64_t> find_names(const Starts& starts, const Bytes& bytes,
     stair::find_names(names, order.data(), wanted, found_data);
   }
   return found;
+}
+
+// Starts and bytes of the strings with these numbers, in this order.
+py::tuple take_names(const Starts& starts, const Bytes& bytes, const Converted<int64_t>& numbers) {
+  const stair::Names names = names_of(starts, bytes);
+  for (py::ssize_t i = 0; i < numbers.size(); i++) {
+    if (numbers.data()[i] < 0 || numbers.data()[i] >= names.n) stair::fail("numbers: expected numbers of strings");
+  }
+  Starts taken_starts(numbers.size() + 1);
+  stair::start_taken(names, numbers.data(), numbers.size(), taken_starts.mutable_data());
+  Bytes taken(taken_starts.data()[numbers.size()]);
+  {
+    char* to = reinterpret_cast<char*>(taken.mutable_data());
+    py::gil_scoped_release release;
+    stair::take_names(names, numbers.data(), numbers.size(), to);
+  }
+  return py::make_tuple(taken_starts, taken);
 }
 
 // The engine, and the arrays that it points into.
@@ -241,6 +258,7 @@ PYBIND11_MODULE(_index, m) {
   m.def("sort_names", &sort_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert());
   m.def("find_names", &find_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert(),
         py::arg("order").noconvert(), py::arg("wanted_starts").noconvert(), py::arg("wanted_bytes").noconvert());
+  m.def("take_names", &take_names, py::arg("starts").noconvert(), py::arg("bytes").noconvert(), py::arg("numbers"));
   py::class_<BoundIndex>(m, "Index")
       .def(py::init<const py::dict&>(), py::arg("arrays"))
       .def("search", &BoundIndex::search, py::arg("queries"), py::arg("k"), py::arg("n_threads"),

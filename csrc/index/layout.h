@@ -2,6 +2,9 @@
 //
 // Documents are numbered 0 .. N-1 in the order of the index; a range is kRange consecutive documents, R = ceil(N /
 // kRange). Forward rows serve the exact score, postings (document, code) its upper bound: code * unit >= weight.
+//
+// N and V are at most 2^31 - 1; P, all postings, may be larger than 2^32. What counts the postings of one term is 32
+// bits wide: a term has at most one for each document.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +20,6 @@ constexpr int64_t kGroupBlocks = kGroup / kBlock;
 constexpr int64_t kChunkGroups = kChunk / kGroup;
 constexpr int64_t kNarrowTerms = 1 << 16;                    // up to this vocabulary size, row_terms is uint16
 constexpr int64_t kNarrowPostings = (int64_t{1} << 32) - 1;  // up to so many, row_starts is uint32
-constexpr int64_t kMaxDocuments = 1u << 31;                  // less one
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t count_chunks(int64_t n_documents) { return ceil_div(n_documents, kChunk); }
@@ -68,9 +70,10 @@ struct Layout {
     return wide_starts() ? *static_cast<const int64_t*>(at) : *static_cast<const uint32_t*>(at);
   }
 
-  // Throws std::invalid_argument unless term_starts run from 0 to P and never descend, and units are finite and >= 0.
-  // That is all that memory safety needs beyond the bounds which the search itself keeps: other damage gives wrong
-  // scores, never an access out of bounds.
+  // Throws std::invalid_argument unless N and V are in their bounds, term_starts run from 0 to P and never descend,
+  // frequent_terms ascend in [0, V), and units and frequent_means are finite and >= 0. That is all that memory safety
+  // needs (numbers are sorted by) beyond the bounds which the search itself keeps: other damage gives wrong scores,
+  // never an access out of bounds.
   void check() const;
 };
 

@@ -14,6 +14,15 @@ std::vector<int32_t> sort_names(const Names& names) {
   return order;
 }
 
+void start_taken(const Names& names, const int64_t* numbers, int64_t n, int64_t* starts) {
+  starts[0] = 0;
+  for (int64_t i = 0; i < n; i++) starts[i + 1] = starts[i] + static_cast<int64_t>(names[numbers[i]].size());
+}
+
+void take_names(const Names& names, const int64_t* numbers, int64_t n, char* bytes) {
+  for (int64_t i = 0; i < n; i++) bytes = std::copy_n(names[numbers[i]].data(), names[numbers[i]].size(), bytes);
+}
+
 void find_names(const Names& names, const int32_t* order, const Names& wanted, int64_t* found) {
   // A damaged file may hold any number.
   const auto number = [&](int64_t place) { return std::clamp<int64_t>(order[place], 0, names.n - 1); };

@@ -1,4 +1,4 @@
-// The string ids of documents, back to back: name i is bytes[starts[i]] .. bytes[starts[i + 1]].
+// The string ids of documents, or their payloads, back to back: name i is bytes[starts[i]] .. bytes[starts[i + 1]].
 #pragma once
 
 #include <algorithm>
@@ -24,6 +24,10 @@ struct Names {
 
 // The numbers of the names in the order of their bytes, equal ones by number.
 std::vector<int32_t> sort_names(const Names& names);
+
+// starts[i] .. starts[i + 1] is where numbers[i] comes to lie, [n + 1], when the names of these numbers are taken.
+void start_taken(const Names& names, const int64_t* numbers, int64_t n, int64_t* starts);
+void take_names(const Names& names, const int64_t* numbers, int64_t n, char* bytes);
 
 // found[i] is the number of the name that equals wanted[i], or -1; `order` [names.n] is sort_names'.
 void find_names(const Names& names, const int32_t* order, const Names& wanted, int64_t* found);

@@ -21,7 +21,7 @@ class Halver {
       for (int64_t p = rows.starts[row]; p < rows.starts[row + 1]; p++) {
         square += static_cast<double>(rows.weights[p]) * rows.weights[p];
       }
-      scaled_[row] = square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
+      scaled_[row] = square > 0 ? 1 / std::sqrt(square) : 0;
     }
   }
 
@@ -48,10 +48,10 @@ class Halver {
     const int64_t one = rows[random() % n];
     add(one, 1);
     int64_t other = one;
-    float least = HUGE_VALF;
+    double least = HUGE_VAL;
     for (int i = 0; i < kTries; i++) {
       const int64_t row = rows[random() % n];
-      const float like = along(row);
+      const double like = along(row);
       if (row != one && like < least) least = like, other = row;
     }
     add(other, -1);
@@ -72,7 +72,7 @@ class Halver {
   void turn(const int64_t* rows, int64_t n, int64_t half) {
     clear(rows, n);
     for (int64_t i = 0; i < n; i++) {
-      add(rows[i], i < half ? 1 / static_cast<float>(half) : -1 / static_cast<float>(n - half));
+      add(rows[i], i < half ? 1 / static_cast<double>(half) : -1 / static_cast<double>(n - half));
     }
   }
 
@@ -87,16 +87,19 @@ class Halver {
     }
   }
 
-  float along(int64_t row) const {
-    float sum = 0;
-    for (int64_t p = rows_.starts[row]; p < rows_.starts[row + 1]; p++) sum += axis_[rows_.terms[p]] * rows_.weights[p];
+  // In double: in float the products of weights near the end of its range are infinite.
+  double along(int64_t row) const {
+    double sum = 0;
+    for (int64_t p = rows_.starts[row]; p < rows_.starts[row + 1]; p++) {
+      sum += static_cast<double>(axis_[rows_.terms[p]]) * rows_.weights[p];
+    }
     return sum * scaled_[row];
   }
 
-  void add(int64_t row, float factor) {
+  void add(int64_t row, double factor) {
     factor *= scaled_[row];
     for (int64_t p = rows_.starts[row]; p < rows_.starts[row + 1]; p++) {
-      axis_[rows_.terms[p]] += factor * rows_.weights[p];
+      axis_[rows_.terms[p]] += static_cast<float>(factor * rows_.weights[p]);
     }
   }
 
@@ -114,9 +117,9 @@ class Halver {
   }
 
   const Rows& rows_;
-  std::vector<float> axis_;    // [V], 0 between halvings
-  std::vector<float> scaled_;  // 1 / length of each row
-  std::vector<std::pair<float, int64_t>> places_;
+  std::vector<float> axis_;     // [V], 0 between halvings
+  std::vector<double> scaled_;  // 1 / length of each row: of a short one a float cannot hold it
+  std::vector<std::pair<double, int64_t>> places_;
   uint64_t state_ = 88172645463325252u;
 };
 

@@ -8,8 +8,6 @@
 namespace stair {
 namespace {
 
-constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-
 // The term above the bits of the weight: integers sort twice as fast as pairs.
 using Entry = uint64_t;
 
@@ -31,7 +29,7 @@ float weight_of(Entry entry) {
 template <class Term>
 void check_starts(const RowsView<Term>& view) {
   if (view.vocab_size > kMaxInt32 || view.n_rows > kMaxInt32) {
-    fail("expected at most 2147483647 rows and columns, got [", view.n_rows, ", ", view.vocab_size, "]");
+    fail("expected at most ", kMaxInt32, " rows and columns, got [", view.n_rows, ", ", view.vocab_size, "]");
   }
   if (view.starts[0] != 0 || view.starts[view.n_rows] > view.n_entries) {
     fail("expected row pointers from 0 to at most ", view.n_entries, " entries, got ", view.starts[0], " to ",

@@ -8,6 +8,8 @@
 
 namespace stair {
 
+constexpr int64_t kMaxInt32 = (int64_t{1} << 31) - 1;  // the most rows, and the most columns
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <utility>
 
@@ -56,8 +56,9 @@ void Index::search(const Rows& queries, int64_t k, int64_t n_threads, const uint
   threads.reserve(searchers.size());
   try {
     for (size_t i = 1; i < searchers.size(); i++) threads.emplace_back(work, std::ref(*searchers[i]));
-  } catch (const std::system_error&) {
-    // The system has no more threads to give: those that started share all the queries, with the same result.
+  } catch (const std::exception&) {
+    // No more threads (std::system_error) or no memory for one (std::bad_alloc): those that started share all the
+    // queries, with the same result. They must be joined in any case.
   }
   work(*searchers[0]);
   for (std::thread& thread : threads) thread.join();

@@ -119,7 +119,10 @@ void Searcher::split() {
     n_optional_++;
   }
   flatten(threshold);
-  const auto expected = [&](const Term& term) { return term.weight * term.info.unit * term.info.mean; };
+  // In float a product of these may be infinite times 0.
+  const auto expected = [](const Term& term) {
+    return static_cast<double>(term.weight) * term.info.unit * term.info.mean;
+  };
   std::sort(terms_.begin() + n_flat_, terms_.begin() + n_optional_, [&](const Term& a, const Term& b) {
     return expected(a) > expected(b) || (expected(a) == expected(b) && a.number < b.number);
   });
