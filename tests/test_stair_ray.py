@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,23 @@ def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
     assert ids.tolist() == names.tolist()
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def wait_for_workers(pool: RayPool) -> None:
+    """Until all of them are there: some may still be started in the place of those that an earlier test killed."""
+
+    def all_there() -> bool:
+        assert list(pool.stream([Job("any", dict, (), "copy", ())])) == [{}]
+        return all(slot.starting is None for slot in pool.slots)
+
+    wait_until(all_there)
+
+
 def kill(pool: RayPool) -> None:
     """One of the workers that are there."""
     working = [slot.process for slot in pool.slots if slot.starting is None]
@@ -166,6 +183,22 @@ def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(
     assert index.payloads(one.ids[::-1]) == one.payloads(one.ids[::-1])
     assert_same(index, one, queries, 10)
     assert stopped.actor is not lost
+
+
+def test_a_worker_that_is_stuck_costs_one_time_out(pool: RayPool, place: Path, queries: Any, many: Path) -> None:
+    """It is stopped and nobody kills it: the call that waits for it fails, and the next one has another worker."""
+    index, one = commands.open_index(pool, many, timeout_s=1), Collection.open(place / "one").index
+    wait_for_workers(pool)
+    assert_same(index, one, queries, 10)
+    stuck = next(slot for slot in pool.slots if slot.starting is None)
+    before = stuck.process
+    os.kill(before, signal.SIGSTOP)
+    with pytest.raises(ClusterError, match=r"shard \d \(.*\): no answer for 1 s"):
+        index.search(queries, 10)
+    start = time.monotonic()
+    assert_same(index, one, queries, 10)
+    assert time.monotonic() - start < 30
+    wait_until(lambda: not Path(f"/proc/{before}").exists())
 
 
 def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPool, place: Path, many: Path) -> None:
@@ -245,9 +278,7 @@ def test_a_search_survives_the_loss_of_a_node(
     cluster: Cluster, pool: RayPool, place: Path, queries: Any, many: Path
 ) -> None:
     index, one = open_on(pool, many), Collection.open(place / "one").index
-    while any(slot.starting is not None for slot in pool.slots):
-        assert_same(index, one, queries, 5)
-        time.sleep(0.5)
+    wait_for_workers(pool)
     cluster.remove_node(next(iter(cluster.worker_nodes)))
     assert_same(index, one, queries, 10)  # one worker has all shards: no CPU is left for another
     assert_same(index, one, queries, 40)

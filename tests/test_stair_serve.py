@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -363,6 +363,39 @@ def test_a_cluster_that_cannot_answer_is_a_503() -> None:
         found = client.search(indices=[0], values=[1])
         assert found.error == (503, "busy", None)
         assert "shard 1" in found.json["error"]["message"]
+
+
+def test_a_batch_that_a_cluster_cannot_answer_is_asked_once(slow: Slow) -> None:
+    """Not once more for each of its queries, which would take the time-out of the workers as often."""
+
+    def search(queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
+        slow.batches.append(queries.shape[0])
+        raise ClusterError("shard 1: no answer for 10 s")
+
+    slow.search = search  # type: ignore[method-assign]
+    with running(Fixed(Served(slow)), Settings(batch=3, wait_ms=5000)) as client, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda value: client.search(indices=[0], values=[value]), (1, 2, 3)))
+    assert [found.error for found in answers] == [(503, "busy", None)] * 3
+    assert slow.batches == [3]
+
+
+def test_a_query_whose_time_is_over_is_not_tried_again() -> None:
+    asked: list[list[int]] = []
+    futures: list[Future[int]] = []
+
+    def answered(batch: list[int]) -> list[int]:
+        asked.append(batch)
+        if len(batch) == 3:
+            futures[1].cancel()
+            raise ValueError("one of them is at fault")
+        return batch
+
+    batcher: Batcher[int, int] = Batcher(answered, size=3, wait_s=30, queue=9)
+    futures += [batcher.submit(number) for number in range(3)]
+    assert [futures[number].result(10) for number in (0, 2)] == [0, 2]
+    batcher.close()
+    assert asked == [[0, 1, 2], [0], [2]]
+    assert futures[1].cancelled()
 
 
 def test_a_body_that_never_ends_is_a_504(plain: Client) -> None:

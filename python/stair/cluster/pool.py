@@ -60,6 +60,8 @@ class Stream:
     """The jobs of one call of `RayPool.stream`."""
 
     jobs: Iterator[tuple[int, Job]]
+    timeout_s: float  # without an answer
+    start_timeout_s: float  # without a worker
     again: deque[Task] = field(default_factory=deque)  # to be done before the others
     pending: dict[Any, Task] = field(default_factory=dict)  # by what Ray gives for it, oldest first
     done: dict[int, Any] = field(default_factory=dict)
@@ -129,22 +131,28 @@ class RayPool:
         if self._began:
             ray.shutdown()
 
-    def stream(self, jobs: Iterable[Job], timeout_s: float = float("inf")) -> Generator[Any, None, None]:
+    def stream(
+        self, jobs: Iterable[Job], timeout_s: float = float("inf"), start_timeout_s: float | None = None
+    ) -> Generator[Any, None, None]:
         """What the jobs give, in their order; a bounded number of them is taken from `jobs` ahead of that.
 
+        Args:
+            timeout_s: how long workers may be waited for that give no answer; they are then replaced.
+            start_timeout_s: how long no worker at all may be there; the pool's when None.
+
         Raises:
-            ClusterError: when a job has lost its worker too often, no worker can be started, or for `timeout_s`
-                nothing was done.
+            ClusterError: when a job has lost its worker too often, no worker can be started, or the time is over.
             Exception: what a job itself raised, as it would have here.
         """
-        stream = Stream(enumerate(jobs))
+        start_timeout_s = self._start_timeout_s if start_timeout_s is None else start_timeout_s
+        stream = Stream(enumerate(jobs), timeout_s, start_timeout_s)
         try:
-            yield from self._results(stream, timeout_s)
+            yield from self._results(stream)
         finally:
             for reference in stream.pending:  # after an error, or when nobody wants the rest
                 ray.cancel(reference)
 
-    def _results(self, stream: Stream, timeout_s: float) -> Iterator[Any]:
+    def _results(self, stream: Stream) -> Iterator[Any]:
         while True:
             self._submit(stream)
             while stream.yielded in stream.done:
@@ -154,7 +162,7 @@ class RayPool:
                 self._submit(stream)
             if not stream.pending and not stream.again:
                 return
-            self._wait(stream, timeout_s)
+            self._wait(stream)
 
     def _start(self) -> Slot:
         actor: Any = self._make.remote()
@@ -190,11 +198,11 @@ class RayPool:
         free = [slot for slot in counts if counts[slot] < most]
         return min(free, key=lambda slot: counts[slot], default=None)
 
-    def _wait(self, stream: Stream, timeout_s: float) -> None:
+    def _wait(self, stream: Stream) -> None:
         """Until something happens: a job is done or lost, a worker is there or lost."""
         with self._lock:
             starting = {slot.starting: slot for slot in self.slots if slot.starting is not None}
-        left = self._seconds_left(stream, timeout_s)
+        left = self._seconds_left(stream)
         references = [*stream.pending, *starting]
         if not references:
             return  # another thread has just seen a worker start
@@ -206,18 +214,18 @@ class RayPool:
             else:
                 self._finished(stream, reference)
 
-    def _seconds_left(self, stream: Stream, timeout_s: float) -> float:
-        limit = timeout_s if stream.pending else self._start_timeout_s
+    def _seconds_left(self, stream: Stream) -> float:
+        limit = stream.timeout_s if stream.pending else stream.start_timeout_s
         left = limit - (time.monotonic() - stream.moved)
         if left > 0:
             return left
         if stream.pending:
-            names = ", ".join(task.job.name for task in stream.pending.values())
-            raise ClusterError(f"{names}: no answer for {limit:.0f} s")
+            stuck = list(stream.pending.values())
+            for task in stuck:  # or the next call would wait for the same workers
+                self._replace(task.slot, task.actor)
+            raise ClusterError(f"{', '.join(task.job.name for task in stuck)}: no answer for {limit:g} s")
         free, every = (resources().get("CPU", 0) for resources in (ray.available_resources, ray.cluster_resources))
-        raise ClusterError(
-            f"no worker could be started for {limit:.0f} s: {free} of the cluster's {every} CPUs are free"
-        )
+        raise ClusterError(f"no worker could be started for {limit:g} s: {free} of the cluster's {every} CPUs are free")
 
     def _started(self, slot: Slot, reference: Any) -> None:
         with self._lock:
@@ -233,10 +241,10 @@ class RayPool:
             else:
                 slot.starting, slot.failures = None, 0
 
-    def _replace(self, slot: Slot, lost: Any) -> None:
+    def _replace(self, slot: Slot | None, lost: Any) -> None:
         with self._lock:
-            if slot.actor is lost and slot in self.slots:
-                ray.kill(lost)  # where it is only out of reach
+            if slot is not None and slot.actor is lost and slot in self.slots:
+                ray.kill(lost)  # where it is only out of reach, or stuck
                 fresh = self._start()
                 slot.actor, slot.starting = fresh.actor, fresh.starting
 
@@ -254,7 +262,6 @@ class RayPool:
 
     def _lost(self, stream: Stream, task: Task, error: Exception) -> None:
         """All jobs of a lost worker are done again, each with a worker for itself."""
-        assert task.slot is not None
         left = [(reference, other) for reference, other in stream.pending.items() if other.actor is task.actor]
         for reference, other in reversed(left):
             other.attempts += 1

@@ -21,10 +21,9 @@ from stair.cluster import layout
 from stair.cluster.layout import Shard
 from stair.cluster.pool import RayPool
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.work import ClusterError, Job, open_holder
+from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, open_holder
 from stair.search import Collection
 
-SEARCH_TIMEOUT_S = 120.0
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
@@ -33,14 +32,19 @@ class RayShards:
 
     def __init__(self, pool: RayPool, folder: Path, shards: tuple[Shard, ...], timeout_s: float) -> None:
         self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
+        self._opened = False
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         jobs = (
             Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, preferred=number)
             for number, shard in enumerate(self._shards)
         )
-        with contextlib.closing(self._pool.stream(jobs, self._timeout_s)) as answers:
-            return list(answers)
+        # before the first answer the workers may have to be started
+        start_timeout_s = self._timeout_s if self._opened else None
+        with contextlib.closing(self._pool.stream(jobs, self._timeout_s, start_timeout_s)) as answers:
+            found = list(answers)
+        self._opened = True
+        return found
 
     def _name(self, number: int, shard: Shard) -> str:
         return f"shard {number} ({self._folder}/{shard.folder})"
@@ -52,7 +56,8 @@ class RayShards:
 def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> ShardedIndex:
     """A sharded index, each of its shards open in a worker, which is asked as a SparseIndex is.
 
-    A shard whose worker is lost is opened by another one, which answers in its place.
+    A shard whose worker is lost is opened by another one, which answers in its place. One without an answer for
+    `timeout_s` is an error, and its worker replaced.
 
     Raises:
         ValueError: when `folder` holds no sharded index, or a damaged one.

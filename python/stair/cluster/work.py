@@ -22,6 +22,7 @@ from stair.search import collection_metadata, documents, item_of
 
 PART = 1024  # rows, about, of one job
 JOBS_A_WORKER = 4  # at least, so that a slow one holds up little
+SEARCH_TIMEOUT_S = 120.0
 
 
 class ClusterError(RuntimeError):

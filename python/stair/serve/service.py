@@ -46,6 +46,7 @@ class Service:
             queue=settings.queue,
             threads=settings.threads,
             taken=self.metrics.batch.observe,
+            shared=ClusterError,
         )
 
     async def stop(self) -> None:
