@@ -19,7 +19,7 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
-from serving import running
+from serving import reload_under_load, running, save_shards
 from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
@@ -210,6 +210,16 @@ def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPoo
             kill(pool)
         assert client.search(text="w21", k=6).json["hits"] == expected
         assert not client.service.holder.stale()
+
+
+def test_reloads_lose_nothing_and_leave_nothing_of_the_old_index_open(pool: RayPool, tmp_path: Path) -> None:
+    wait_for_workers(pool)
+    on_workers = Folder(tmp_path / "index", opened=partial(commands.open_index, pool))
+    reload_under_load(on_workers, tmp_path / "index", partial(save_shards, shards=SHARDS), 4)
+    mapped = [line for slot in pool.slots for line in Path(f"/proc/{slot.process}/maps").read_text().splitlines()]
+    held = {line.split(maxsplit=5)[5] for line in mapped if str(tmp_path) in line}
+    assert held
+    assert not [name for name in held if name.endswith("(deleted)")]
 
 
 def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:

@@ -20,7 +20,18 @@ import scipy.sparse
 import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Client, Fixed, running, save_tiny_collection
+from serving import (
+    Client,
+    Fixed,
+    N,
+    V,
+    random_rows,
+    reload_under_load,
+    running,
+    save_shards,
+    save_tiny_collection,
+    vector,
+)
 from stair.checkpoint import load
 from stair.cluster import commands
 from stair.cluster.work import ClusterError, Here
@@ -34,16 +45,6 @@ from tiny_stair import save_checkpoint
 import stair_kernels as sk
 
 JSON = {"Content-Type": "application/json"}
-V, N = 50, 300
-
-
-def random_rows(seed: int, n: int = N) -> scipy.sparse.csr_matrix:
-    random = np.random.default_rng(seed)
-    return scipy.sparse.random(n, V, 0.2, "csr", np.float32, random, lambda size: random.random(size, np.float32))
-
-
-def vector(row: scipy.sparse.csr_matrix) -> dict[str, list[Any]]:
-    return {"indices": row.indices.tolist(), "values": row.data.tolist()}
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -424,35 +425,10 @@ def test_the_batcher_answers_what_waits_before_it_closes() -> None:
         batcher.submit(1)
 
 
-def test_reloads_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None:
-    """Generation g serves documents g % 2; ids, matches and scores of an answer are all of that one."""
-    indexes = [sk.SparseIndex.build(random_rows(seed), ids=range(seed * 1000, seed * 1000 + N)) for seed in (0, 1)]
-    row = random_rows(9, 1)
-    expected = [answer([Query(Served(index), 5, 3, row=(row.data, row.indices))])[0]["hits"] for index in indexes]
-    indexes[1].save(tmp_path / "index")
-    done = threading.Event()
-
-    def hammer(client: Client) -> list[int]:
-        generations = []
-        while not done.is_set():
-            found = client.search(**vector(row), k=5, matches=3)
-            assert found.status == 200, found.body
-            assert found.json["hits"] == expected[found.json["generation"] % 2]
-            generations.append(found.json["generation"])
-        return generations
-
-    with running(Folder(tmp_path / "index"), Settings(batch=3, threads=2)) as client, ThreadPoolExecutor(4) as pool:
-        loads = [pool.submit(hammer, client) for _ in range(4)]
-        try:
-            for generation in range(2, 22):
-                indexes[generation % 2].save(tmp_path / "index")
-                assert client.ask("POST", "/v1/reload").json == {"generation": generation, "documents": N}
-        finally:
-            done.set()
-        for load_ in loads:
-            seen = load_.result(30)
-            assert seen == sorted(seen)
-            assert len(set(seen)) > 3
+@pytest.mark.parametrize("shards", [0, 3])
+def test_reloads_under_load_lose_nothing_and_mix_nothing(tmp_path: Path, shards: int) -> None:
+    save = partial(save_shards, shards=shards) if shards else sk.SparseIndex.save
+    reload_under_load(Folder(tmp_path / "index"), tmp_path / "index", save, 20)
 
 
 def test_a_reload_that_fails_keeps_the_old_index_and_says_so(tmp_path: Path) -> None:

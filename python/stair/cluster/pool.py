@@ -109,6 +109,7 @@ class RayPool:
         fit = int(ray.cluster_resources().get("CPU", 0) // cpus)
         if (number := workers or fit) < 1:
             raise ClusterError(f"the cluster has no worker of {cpus} CPUs: {ray.cluster_resources()}")
+        self._ended: deque[int] = deque()  # owners, whose holdings the workers have not yet been told to drop
         self.slots = [self._start() for _ in range(number)]
 
     @property
@@ -152,6 +153,13 @@ class RayPool:
             for reference in stream.pending:  # after an error, or when nobody wants the rest
                 ray.cancel(reference)
 
+    def end(self, owner: int) -> None:
+        """What workers made for the jobs of an owner is dropped before the next job of any.
+
+        Only noted here: a finalizer may call it, in the middle of anything.
+        """
+        self._ended.append(owner)
+
     def _results(self, stream: Stream) -> Iterator[Any]:
         while True:
             self._submit(stream)
@@ -173,13 +181,17 @@ class RayPool:
         with self._lock:
             if not self.slots:
                 raise ClusterError("the pool of workers is closed")
+            while self._ended:
+                owner = self._ended.popleft()
+                for every in self.slots:
+                    every.actor.forget.remote(owner)
             while task := stream.next_task(WINDOW * self.workers):
                 slot = self._choose(stream, task)
                 if slot is None:
                     stream.again.appendleft(task)
                     return
                 job, task.slot, task.actor = task.job, slot, slot.actor
-                stream.pending[slot.actor.do.remote(job.make, job.needs, job.method, job.arguments)] = task
+                stream.pending[slot.actor.do.remote(job.make, job.needs, job.method, job.arguments, job.owner)] = task
 
     def _choose(self, stream: Stream, task: Task) -> Slot | None:
         """The worker that has what the job needs, or the one with the fewest jobs; None: all have enough.

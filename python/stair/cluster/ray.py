@@ -13,7 +13,9 @@ machine or alone, another is started in its place and its jobs are done again: a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,21 @@ from stair.search import Collection
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
+OWNERS = itertools.count(1)
+
+
 class RayShards:
-    """The shards of an index, open in the workers of a pool."""
+    """The shards of an index, open in the workers of a pool until this is closed, or nobody has it any more."""
 
     def __init__(self, pool: RayPool, folder: Path, shards: tuple[Shard, ...], timeout_s: float) -> None:
         self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
         self._opened = False
+        self._owner = next(OWNERS)
+        self.close = weakref.finalize(self, pool.end, self._owner)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         jobs = (
-            Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, preferred=number)
+            Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, number, self._owner)
             for number, shard in enumerate(self._shards)
         )
         # before the first answer the workers may have to be started
@@ -48,9 +55,6 @@ class RayShards:
 
     def _name(self, number: int, shard: Shard) -> str:
         return f"shard {number} ({self._folder}/{shard.folder})"
-
-    def close(self) -> None:
-        """The pool is whose it was."""
 
 
 def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> ShardedIndex:

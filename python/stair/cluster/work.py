@@ -41,6 +41,7 @@ class Job:
     method: str
     arguments: tuple[Any, ...]
     preferred: int | None = None  # the worker that has it
+    owner: int = 0  # until whose end it is kept; 0: as long as there is the worker
 
 
 class Pool(Protocol):
@@ -60,11 +61,22 @@ class Desk:
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Any] = {}
 
-    def do(self, make: Callable[..., Any], needs: tuple[Any, ...], method: str, arguments: tuple[Any, ...]) -> Any:
-        key = (make.__module__, make.__qualname__, *needs)
+    def do(
+        self,
+        make: Callable[..., Any],
+        needs: tuple[Any, ...],
+        method: str,
+        arguments: tuple[Any, ...],
+        owner: int = 0,
+    ) -> Any:
+        key = (owner, make.__module__, make.__qualname__, *needs)
         if key not in self._made:
             self._made[key] = make(*needs)
         return getattr(self._made[key], method)(*arguments)
+
+    def forget(self, owner: int) -> None:
+        """Drops what was made for an owner."""
+        self._made = {key: made for key, made in self._made.items() if key[0] != owner}
 
 
 class Here:
@@ -77,7 +89,7 @@ class Here:
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Any]:
         for job in jobs:
-            yield self._desk.do(job.make, job.needs, job.method, job.arguments)
+            yield self._desk.do(job.make, job.needs, job.method, job.arguments, job.owner)
 
 
 class Encoder:
