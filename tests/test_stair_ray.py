@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,7 +20,7 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
-from serving import reload_under_load, running, save_shards
+from serving import random_rows, reload_under_load, running, save_shards, vector
 from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
@@ -30,6 +31,8 @@ from stair.search import Collection, item_of, save_collection
 from stair.serve import Folder, Settings
 from tiny_stair import save_checkpoint, save_pictures
 from typer.testing import CliRunner
+
+from stair_kernels import SparseIndex
 
 pytestmark = pytest.mark.xdist_group("ray")
 STORE = 80 << 20  # the smallest that Ray takes
@@ -220,6 +223,31 @@ def test_reloads_lose_nothing_and_leave_nothing_of_the_old_index_open(pool: RayP
     held = {line.split(maxsplit=5)[5] for line in mapped if str(tmp_path) in line}
     assert held
     assert not [name for name in held if name.endswith("(deleted)")]
+
+
+def test_a_lost_worker_of_an_index_that_was_replaced_is_an_error_that_says_to_reload(
+    pool: RayPool, tmp_path: Path
+) -> None:
+    """Its shard cannot be opened again: the files are those of another index."""
+    row, ones = random_rows(9, 1), [SparseIndex.build(random_rows(seed)) for seed in (0, 1)]
+    save = partial(save_shards, folder=tmp_path / "index", shards=SHARDS)
+    expected = [one.search(row, 5)[1][0].tolist() for one in ones]
+    wait_for_workers(pool)
+    save(ones[0])
+    with running(Folder(tmp_path / "index", opened=partial(commands.open_index, pool))) as client:
+
+        def found() -> Any:
+            return [hit["id"] for hit in client.search(**vector(row), k=5).json["hits"]]
+
+        assert found() == expected[0]
+        save(ones[1])
+        assert found() == expected[0]
+        kill(pool)
+        refused = client.search(**vector(row), k=5)
+        assert refused.error == (503, "busy", None)
+        assert re.search("shard-0000. is not the shard .* reload the index", refused.json["error"]["message"])
+        assert client.ask("POST", "/v1/reload").status == 200
+        assert found() == expected[1]
 
 
 def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:

@@ -355,15 +355,48 @@ def test_shards_are_served_and_a_build_of_them_is_noticed(place: Path, tmp_path:
         assert client.ask("GET", "/v1/index").json["documents"] == 3
 
 
-def test_a_cluster_that_cannot_answer_is_a_503() -> None:
-    class Lost(Slow):
-        def search(self, queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
-            raise ClusterError("shard 1: its worker was lost 3 times")
+class Lost(Slow):
+    def search(self, queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
+        raise ClusterError("shard 1: its worker was lost 3 times")
 
-    with running(Fixed(Served(Lost())), Settings()) as client:
-        found = client.search(indices=[0], values=[1])
-        assert found.error == (503, "busy", None)
-        assert "shard 1" in found.json["error"]["message"]
+    def payloads(self, ids: Any) -> list[bytes]:
+        raise ClusterError("shard 1: its worker was lost 3 times")
+
+
+def test_a_cluster_that_cannot_answer_is_a_503(tmp_path: Path) -> None:
+    with running(Fixed(Served(Lost(), folder=tmp_path)), Settings()) as client:
+        for found in (client.search(indices=[0], values=[1]), client.ask("GET", "/v1/picture?id=a")):
+            assert (found.error, found.headers["Retry-After"]) == ((503, "busy", None), "10")
+            assert "shard 1" in found.json["error"]["message"]
+
+
+@dataclass
+class Unreachable(Fixed):
+    """A source of something new, which its workers cannot open for a while."""
+
+    opened: int = 0
+    failures: int = 0
+
+    def open(self) -> Served:
+        self.opened += 1
+        if 1 < self.opened <= 1 + self.failures:
+            raise ClusterError("shard 1: no answer for 10 s")
+        return self.served
+
+    def stamp(self) -> object:
+        return self.opened > 0
+
+
+def test_a_reload_that_a_cluster_cannot_do_is_a_503_and_tried_again(slow: Slow) -> None:
+    source = Unreachable(Served(slow), failures=3)
+    with running(source) as client:
+        refused = client.ask("POST", "/v1/reload")
+        assert refused.error == (503, "busy", None)
+        assert "shard 1" in refused.json["error"]["message"]
+        assert (client.service.holder.generation, client.service.holder.stale()) == (1, True)
+    with running(Unreachable(Served(slow), failures=3), Settings(watch_s=0.01)) as client:
+        wait_until(lambda: client.service.holder.generation == 2)
+        assert not client.service.holder.stale()
 
 
 def test_a_batch_that_a_cluster_cannot_answer_is_asked_once(slow: Slow) -> None:

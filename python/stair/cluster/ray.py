@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from stair.cluster import layout
 from stair.cluster.layout import Shard
 from stair.cluster.pool import RayPool
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, open_holder
+from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, ShardError, open_holder
 from stair.search import Collection
 
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
@@ -49,7 +48,12 @@ class RayShards:
         # before the first answer the workers may have to be started
         start_timeout_s = self._timeout_s if self._opened else None
         with contextlib.closing(self._pool.stream(jobs, self._timeout_s, start_timeout_s)) as answers:
-            found = list(answers)
+            try:
+                found = list(answers)
+            except ShardError as error:
+                if not self._opened:
+                    raise
+                raise ClusterError(f"a worker was lost, and another one found: {error}; reload the index") from error
         self._opened = True
         return found
 
@@ -65,13 +69,12 @@ def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT
 
     Raises:
         ValueError: when `folder` holds no sharded index, or a damaged one.
-        ClusterError: as `RayPool.stream` does; so do the index's methods.
+        ClusterError: as `RayPool.stream` does; so do the index's methods, also when a shard that is to be opened again
+            was replaced meanwhile.
     """
-    folder = Path(os.path.abspath(folder))
     if not layout.is_sharded(folder):
         raise ValueError(f"{folder} is no sharded index: build one with `stair index build --shards`")
-    manifest = layout.read(folder)
-    return ShardedIndex(folder, manifest, RayShards(pool, folder, manifest.shards, timeout_s))
+    return ShardedIndex.open_with(folder, lambda place, shards: RayShards(pool, place, shards, timeout_s))
 
 
 def open_collection(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> Collection:

@@ -31,6 +31,10 @@ class ClusterError(RuntimeError):
     exit_code = 1
 
 
+class ShardError(ValueError):
+    """A shard that a worker was to open is missing, damaged or not the one that is meant."""
+
+
 @dataclass(frozen=True)
 class Job:
     """`make(*needs).method(*arguments)`; a worker keeps what `make(*needs)` gave it."""
@@ -132,7 +136,10 @@ class Builder:
 
 
 def open_holder(folder: str, shard: Shard) -> Holder:
-    return Holder(layout.open_shard(folder, shard))
+    try:
+        return Holder(layout.open_shard(folder, shard))
+    except (ValueError, OSError) as error:
+        raise ShardError(str(error)) from error
 
 
 def encode_parts(

@@ -142,7 +142,7 @@ def _look_up(service: Service) -> APIRouter:
     @router.get(
         "/picture",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}}}, **documented(404, 422, 504)},
+        responses={200: {"content": {"image/webp": {}}}, **documented(404, 422, 503, 504)},
     )
     async def picture(
         id: Annotated[str, Query(description="of a hit")],
@@ -166,9 +166,11 @@ def _thumbnail_of(served: Served, id: str, side: int, max_pixels: int) -> bytes:
 def _operate(service: Service) -> APIRouter:
     router = APIRouter(tags=["operate"])
 
-    @router.post("/v1/reload", response_model=schemas.Reloaded, responses=documented(409, 504))
+    @router.post("/v1/reload", response_model=schemas.Reloaded, responses=documented(409, 503, 504))
     async def reload() -> Response:
-        """Open the index anew. Requests in flight keep the old one; so do all when the new one cannot be used (409)."""
+        """Open the index anew. Requests in flight keep the old one; so do all when the new one cannot be used (409)
+        or the workers of a cluster cannot open it now (503).
+        """
         try:
             generation = await service.reload()
         except (ValueError, OSError) as error:

@@ -72,7 +72,7 @@ class Service:
                 await self.reload_quietly()
 
     async def ask(self, query: Query) -> dict[str, Any]:
-        """The query's answer. RefusedError 503 while too many wait, and when workers of a cluster cannot be reached."""
+        """The query's answer. RefusedError 503 while too many wait; ClusterError when workers cannot answer."""
         try:
             if self.batcher is None:
                 raise FullError
@@ -80,10 +80,7 @@ class Service:
         except FullError:
             message = f"{self.settings.queue} queries wait already; try again"
             raise RefusedError(503, message, headers={"Retry-After": "1"}) from None
-        try:
-            return await asyncio.wrap_future(waiting)
-        except ClusterError as error:
-            raise RefusedError(503, str(error), headers={"Retry-After": "10"}) from error
+        return await asyncio.wrap_future(waiting)
 
     async def fitted(self, encoder: Encoder, data: bytes) -> np.ndarray:
         """An uploaded picture as the square that the model sees."""
