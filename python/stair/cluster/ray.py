@@ -28,6 +28,7 @@ from stair.search import Collection
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
+SPARE = 1  # worker beyond one a shard, which answers in the place of one that is lost
 OWNERS = itertools.count(1)
 
 
@@ -38,7 +39,7 @@ class RayShards:
         self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
         self._opened = False
         self._owner = next(OWNERS)
-        self.close = weakref.finalize(self, pool.end, self._owner)
+        self.close = weakref.finalize(self, pool.slots.end, self._owner)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         jobs = (
@@ -47,7 +48,8 @@ class RayShards:
         )
         # before the first answer the workers may have to be started
         start_timeout_s = self._timeout_s if self._opened else None
-        with contextlib.closing(self._pool.stream(jobs, self._timeout_s, start_timeout_s)) as answers:
+        stream = self._pool.stream(jobs, self._timeout_s, start_timeout_s, len(self._shards) + SPARE)
+        with contextlib.closing(stream) as answers:
             try:
                 found = list(answers)
             except ShardError as error:
