@@ -37,7 +37,7 @@ from stair.cluster import commands
 from stair.cluster.work import ClusterError, Here
 from stair.encode import encode, read_inputs
 from stair.search import Collection
-from stair.serve import Folder, Served, Settings
+from stair.serve import Folder, Served, Settings, pictures
 from stair.serve.answers import Query, answer
 from stair.serve.batching import Batcher, FullError
 from tiny_stair import save_checkpoint
@@ -313,6 +313,30 @@ def test_only_pictures_of_the_collection_are_given_out(client: Client, place: Pa
     Path(known).write_text("no picture any more")
     assert client.ask("GET", f"/v1/picture?id={known}").error == (404, "not_found", "id")
     hidden.rename(known)
+
+
+def test_pictures_are_decoded_as_many_at_a_time_as_batches_are_answered(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of thumbnails and of queries together: each may take 4 bytes a pixel."""
+    inside, most = [0], [0]
+    decode = pictures.decoded
+
+    def decoded(*arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(pictures, "decoded", decoded)
+    monkeypatch.setattr("stair.serve.service.decoded", decoded)
+    known = str((place / "pictures" / "red.png").resolve())
+    with running(Folder(place / "index"), Settings(threads=2)) as client, ThreadPoolExecutor(8) as pool:
+        shown = [pool.submit(client.ask, "GET", f"/v1/picture?id={known}&side={side}") for side in range(100, 106)]
+        found = [pool.submit(client.upload, picture_bytes((9, 9))) for _ in range(2)]
+        assert [one.result(60).status for one in shown + found] == [200] * 8
+    assert most == [2]
 
 
 def test_more_queries_than_may_wait_are_told_to_come_again(slow: Slow) -> None:

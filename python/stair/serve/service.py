@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from stair.serve.answers import Query, Row, answer
 from stair.serve.batching import Batcher, FullError
 from stair.serve.errors import RefusedError
 from stair.serve.metrics import Metrics
-from stair.serve.pictures import decoded
+from stair.serve.pictures import decoded, thumbnail
 from stair.serve.settings import Settings
 from stair.serve.source import Encoder, Holder, Served, Source
 
@@ -89,6 +90,10 @@ class Service:
             return encoder.fitted(decoded(data, self.settings.max_pixels))
 
         return await anyio.to_thread.run_sync(work, limiter=self._decoding)
+
+    async def thumbnail(self, path: Path, side: int) -> bytes:
+        """Of a picture of the collection, as `pictures.thumbnail`."""
+        return await anyio.to_thread.run_sync(thumbnail, path, side, self.settings.max_pixels, limiter=self._decoding)
 
 
 def require_encoder(served: Served, field: str) -> Encoder:
