@@ -29,6 +29,7 @@ from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.slots import Slot
 from stair.cluster.work import Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
+from stair.formats.documents import as_csr
 from stair.search import Collection, item_of, save_collection
 from stair.serve import Folder, Settings
 from tiny_stair import save_checkpoint, save_pictures
@@ -189,6 +190,25 @@ def test_the_commands_with_ray_give_what_they_give_without(
     assert json.loads(found[0].stdout)[0]["hits"][0]["name"] == "a w1 red"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "pictures"]
     assert asked == [("local", 2)] * 2
+
+
+def test_large_queries_are_put_into_the_store_once(
+    pool: RayPool, place: Path, queries: Any, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, known = list[Any](), ray.put
+
+    def noted(value: Any) -> Any:
+        put.append(value)
+        return known(value)
+
+    monkeypatch.setattr(ray, "put", noted)
+    index, one = open_on(pool, many), Collection.open(place / "one").index
+    assert_same(index, one, queries, 10)
+    assert not put
+    rows = scipy.sparse.vstack([as_csr(queries)] * 500, "csr")
+    assert_same(index, one, rows, 3)
+    ((sent, *_),) = put
+    assert sent is rows
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pickle
 import weakref
 from pathlib import Path
 from typing import Any
 
 from stair.cluster import layout
 from stair.cluster.layout import Shard
-from stair.cluster.pool import RayPool
+from stair.cluster.pool import RayPool, ray
 from stair.cluster.shards import ShardedIndex
 from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, ShardError, open_holder
 from stair.search import Collection
@@ -29,6 +30,7 @@ __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
 SPARE = 1  # worker beyond one a shard, which answers in the place of one that is lost
+LARGE = 100 << 10  # bytes; smaller ones travel with the job, which is faster
 OWNERS = itertools.count(1)
 
 
@@ -42,8 +44,9 @@ class RayShards:
         self.close = weakref.finalize(self, pool.slots.end, self._owner)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
+        sent = _put(arguments)
         jobs = (
-            Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, number, self._owner)
+            Job(self._name(number, shard), open_holder, (self._folder, shard), method, sent, number, self._owner)
             for number, shard in enumerate(self._shards)
         )
         # before the first answer the workers may have to be started
@@ -61,6 +64,14 @@ class RayShards:
 
     def _name(self, number: int, shard: Shard) -> str:
         return f"shard {number} ({self._folder}/{shard.folder})"
+
+
+def _put(arguments: tuple[Any, ...]) -> Any:
+    """The arguments; large ones in Ray's store, where Ray itself would put them once for each job."""
+    buffers: list[pickle.PickleBuffer] = []
+    rest = pickle.dumps(arguments, 5, buffer_callback=buffers.append)
+    size = len(rest) + sum(buffer.raw().nbytes for buffer in buffers)
+    return ray.put(arguments) if size > LARGE else arguments
 
 
 def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> ShardedIndex:

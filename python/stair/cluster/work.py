@@ -43,7 +43,7 @@ class Job:
     make: Callable[..., Any]
     needs: tuple[Any, ...]
     method: str
-    arguments: tuple[Any, ...]
+    arguments: Any  # a tuple, or what Ray gives for one in its store
     preferred: int | None = None  # the worker that has it
     owner: int = 0  # until whose end it is kept; 0: as long as there is the worker
 
