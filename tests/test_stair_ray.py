@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,22 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
-from serving import running
+from serving import random_rows, reload_under_load, running, save_shards, vector
 from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
+from stair.cluster.pool import Stream, Task
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
+from stair.cluster.slots import Slot
 from stair.cluster.work import Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
+from stair.formats.documents import as_csr
 from stair.search import Collection, item_of, save_collection
 from stair.serve import Folder, Settings
 from tiny_stair import save_checkpoint, save_pictures
 from typer.testing import CliRunner
+
+from stair_kernels import SparseIndex
 
 pytestmark = pytest.mark.xdist_group("ray")
 STORE = 80 << 20  # the smallest that Ray takes
@@ -90,28 +96,70 @@ def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
     assert ids.tolist() == names.tolist()
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def wait_for_workers(pool: RayPool) -> None:
+    """Until all of them are there: some may still be started in the place of those that an earlier test killed."""
+
+    def all_there() -> bool:
+        assert list(pool.stream([Job("any", dict, (), "copy", ())])) == [{}]
+        return all(slot.there for slot in pool.slots)
+
+    wait_until(all_there)
+
+
 def kill(pool: RayPool) -> None:
     """One of the workers that are there."""
-    working = [slot.process for slot in pool.slots if slot.starting is None]
+    working = [slot.process for slot in pool.slots if slot.there]
     os.kill(working[0], signal.SIGKILL)
 
 
+def stall(pool: RayPool) -> Slot:
+    """One of the workers that are there stops, so that it keeps what it is given, and is killed half a second later."""
+    slot = next(slot for slot in pool.slots if slot.there)
+    os.kill(slot.process, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (slot.process, signal.SIGKILL)).start()
+    return slot
+
+
+@pytest.fixture
+def lost(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the jobs whose worker was lost."""
+    names: list[str] = []
+    lose = pool._lost
+
+    def noted(stream: Stream, task: Task, error: Exception) -> None:
+        names.append(task.job.name)
+        lose(stream, task, error)
+
+    monkeypatch.setattr(pool, "_lost", noted)
+    return names
+
+
 def test_rows_and_shards_survive_the_loss_of_workers(
-    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path
+    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path, lost: list[str]
 ) -> None:
-    """A worker is killed while both encode, and another while both build; what comes out is the one index."""
+    """A worker is killed that has parts to encode, and one that has shards to build; it comes out as one index."""
     done: list[int] = []
 
-    def killing(stage: str, number: int, total: int, numbers: dict[str, Any]) -> None:
+    def stalling(stage: str, number: int, total: int, numbers: dict[str, Any]) -> None:
         done.append(number)
-        if len(done) == 2:
-            kill(pool)
+        if (stage, len(done)) == ("encode", 2):
+            stall(pool)
 
-    rows = encode_parts(inputs, place / "model", tmp_path / "rows", pool=pool, batch=4, progress=killing)
+    rows = encode_parts(inputs, place / "model", tmp_path / "rows", pool=pool, batch=4, progress=stalling)
     assert (len(rows.parts), done[-1], done) == (12, len(inputs), sorted(set(done)))
+    assert [name[:5] for name in lost] == ["part "]
     done.clear()
-    assert build_shards(rows, tmp_path / "many", place / "model", shards=SHARDS, pool=pool, progress=killing) == 48
+    stall(pool)
+    assert build_shards(rows, tmp_path / "many", place / "model", shards=SHARDS, pool=pool, progress=stalling) == 48
     assert done == [1, 2, 3]
+    assert [name[:6] for name in lost[1:]] == ["shard "]
     one, many = Collection.open(place / "one"), Collection.open(tmp_path / "many")
     assert many.items == one.items
     assert (many.index.rows(many.index.ids) != one.index.rows(one.index.ids)).nnz == 0
@@ -144,39 +192,107 @@ def test_the_commands_with_ray_give_what_they_give_without(
     assert asked == [("local", 2)] * 2
 
 
+def test_large_queries_are_put_into_the_store_once(
+    pool: RayPool, place: Path, queries: Any, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, known = list[Any](), ray.put
+
+    def noted(value: Any) -> Any:
+        put.append(value)
+        return known(value)
+
+    monkeypatch.setattr(ray, "put", noted)
+    index, one = open_on(pool, many), Collection.open(place / "one").index
+    assert_same(index, one, queries, 10)
+    assert not put
+    rows = scipy.sparse.vstack([as_csr(queries)] * 500, "csr")
+    assert_same(index, one, rows, 3)
+    ((sent, *_),) = put
+    assert sent is rows
+
+
 @pytest.fixture(scope="module")
 def queries(place: Path, inputs: list[Input]) -> Any:
     return encode(*load(place / "model"), inputs[2:9])
 
 
 def test_a_search_survives_the_loss_of_the_worker_that_it_waits_for(
-    pool: RayPool, place: Path, queries: Any, many: Path
+    pool: RayPool, place: Path, queries: Any, many: Path, lost: list[str]
 ) -> None:
     index, one = open_on(pool, many), Collection.open(place / "one").index
     assert_same(index, one, queries, 10)
-    stopped = next(slot for slot in pool.slots if slot.starting is None)
-    before, lost = stopped.process, stopped.actor
-    os.kill(before, signal.SIGSTOP)  # so that the query is on its way when the worker dies
-    killer = threading.Timer(0.5, os.kill, (before, signal.SIGKILL))
-    killer.start()
-    start = time.monotonic()
+    stopped = stall(pool)
+    before = stopped.actor
     assert_same(index, one, queries, 10)
-    assert time.monotonic() - start > 0.4
-    killer.join()
+    assert [name[:6] for name in lost] == ["shard "]
     assert index.payloads(one.ids[::-1]) == one.payloads(one.ids[::-1])
     assert_same(index, one, queries, 10)
-    assert stopped.actor is not lost
+    assert stopped.actor is not before
 
 
-def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPool, place: Path, many: Path) -> None:
+def test_a_worker_that_is_stuck_costs_one_time_out(pool: RayPool, place: Path, queries: Any, many: Path) -> None:
+    """It is stopped and nobody kills it: the call that waits for it fails, and the next one has another worker."""
+    index, one = commands.open_index(pool, many, timeout_s=1), Collection.open(place / "one").index
+    wait_for_workers(pool)
+    assert_same(index, one, queries, 10)
+    stuck = next(slot for slot in pool.slots if slot.there)
+    before = stuck.process
+    os.kill(before, signal.SIGSTOP)
+    with pytest.raises(ClusterError, match=r"shard \d \(.*\): no answer for 1 s"):
+        index.search(queries, 10)
+    start = time.monotonic()
+    assert_same(index, one, queries, 10)
+    assert time.monotonic() - start < 30
+    wait_until(lambda: not Path(f"/proc/{before}").exists())
+
+
+def test_the_service_answers_from_the_workers_and_while_one_is_lost(
+    pool: RayPool, place: Path, many: Path, lost: list[str]
+) -> None:
     on_workers = Folder(many, opened=partial(commands.open_index, pool))
     with running(Folder(place / "one"), Settings()) as alone, running(on_workers, Settings(timeout_s=60)) as client:
         for text in ("a w3 red", "w21"):
             expected = alone.search(text=text, k=6).json["hits"]
             assert client.search(text=text, k=6).json["hits"] == expected
-            kill(pool)
-        assert client.search(text="w21", k=6).json["hits"] == expected
+            stall(pool)
+            assert client.search(text=text, k=6).json["hits"] == expected
+        assert [name[:6] for name in lost] == ["shard "] * 2
         assert not client.service.holder.stale()
+
+
+def test_reloads_lose_nothing_and_leave_nothing_of_the_old_index_open(pool: RayPool, tmp_path: Path) -> None:
+    wait_for_workers(pool)
+    on_workers = Folder(tmp_path / "index", opened=partial(commands.open_index, pool))
+    reload_under_load(on_workers, tmp_path / "index", partial(save_shards, shards=SHARDS), 4)
+    mapped = [line for slot in pool.slots for line in Path(f"/proc/{slot.process}/maps").read_text().splitlines()]
+    held = {line.split(maxsplit=5)[5] for line in mapped if str(tmp_path) in line}
+    assert held
+    assert not [name for name in held if name.endswith("(deleted)")]
+
+
+def test_a_lost_worker_of_an_index_that_was_replaced_is_an_error_that_says_to_reload(
+    pool: RayPool, tmp_path: Path
+) -> None:
+    """Its shard cannot be opened again: the files are those of another index."""
+    row, ones = random_rows(9, 1), [SparseIndex.build(random_rows(seed)) for seed in (0, 1)]
+    save = partial(save_shards, folder=tmp_path / "index", shards=SHARDS)
+    expected = [one.search(row, 5)[1][0].tolist() for one in ones]
+    wait_for_workers(pool)
+    save(ones[0])
+    with running(Folder(tmp_path / "index", opened=partial(commands.open_index, pool))) as client:
+
+        def found() -> Any:
+            return [hit["id"] for hit in client.search(**vector(row), k=5).json["hits"]]
+
+        assert found() == expected[0]
+        save(ones[1])
+        assert found() == expected[0]
+        kill(pool)
+        refused = client.search(**vector(row), k=5)
+        assert refused.error == (503, "busy", None)
+        assert re.search("shard-0000. is not the shard .* reload the index", refused.json["error"]["message"])
+        assert client.ask("POST", "/v1/reload").status == 200
+        assert found() == expected[1]
 
 
 def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:
@@ -187,6 +303,63 @@ def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: 
     index = open_on(pool, many)
     with pytest.raises(ValueError, match="k: expected an integer >= 1, got 0"):
         index.search(scipy.sparse.csr_matrix((1, index.vocab_size), dtype="float32"), 0)
+
+
+class Light:
+    """A worker that needs no CPU, is there at once, and has one answer."""
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def do(self, *job: Any) -> Any:
+        return {"vocab_size": 7}
+
+    def forget(self, owner: int) -> None:
+        pass
+
+
+class Broken(Light):
+    """One that ends before it is there."""
+
+    def ready(self) -> int:
+        os._exit(1)
+
+
+def light(kind: type) -> Any:
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__))
+    return ray.remote(kind).options(num_cpus=0, max_restarts=0)
+
+
+def test_one_worker_that_cannot_be_started_does_not_stop_the_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stair.cluster.slots.REST_S", 0.1)
+    job = Job("one", dict, (), "copy", ())
+    with RayPool(workers=2, attempts=2) as pool:
+        pool.slots._make = light(Broken)
+        for _ in range(2):  # with no other one it is an error, again and again
+            with pytest.raises(ClusterError, match=r"a worker could not be started [23] times"):
+                list(pool.stream([job], workers=1))
+        pool.slots._make = light(Light)
+        assert list(pool.stream([job], workers=1)) == [{"vocab_size": 7}]
+        pool.slots._make = light(Broken)
+        pool.slots.grow(2)
+
+        def failed() -> int:
+            assert list(pool.stream([job])) == [{"vocab_size": 7}]
+            return pool.slots[1].failures
+
+        wait_until(lambda: failed() > 3)
+        pool.slots._make = light(Light)
+        wait_until(lambda: not failed() and pool.slots[1].there)
+
+
+def test_an_index_takes_no_more_workers_than_it_has_a_use_for(cluster: Cluster, many: Path) -> None:
+    with RayPool(workers=6) as pool:
+        pool.slots._make = light(Light)
+        assert (open_on(pool, many).vocab_size, len(pool.slots)) == (7, SHARDS + 1)
+        assert list(pool.stream([Job("one", dict, (), "copy", ())])) == [{"vocab_size": 7}]
+        assert len(pool.slots) == pool.workers == 6
 
 
 def test_the_number_of_jobs_ahead_is_bounded(pool: RayPool) -> None:
@@ -245,13 +418,11 @@ def test_a_search_survives_the_loss_of_a_node(
     cluster: Cluster, pool: RayPool, place: Path, queries: Any, many: Path
 ) -> None:
     index, one = open_on(pool, many), Collection.open(place / "one").index
-    while any(slot.starting is not None for slot in pool.slots):
-        assert_same(index, one, queries, 5)
-        time.sleep(0.5)
+    wait_for_workers(pool)
     cluster.remove_node(next(iter(cluster.worker_nodes)))
     assert_same(index, one, queries, 10)  # one worker has all shards: no CPU is left for another
     assert_same(index, one, queries, 40)
-    assert [slot.starting is None for slot in pool.slots].count(True) == 1
+    assert [slot.there for slot in pool.slots].count(True) == 1
 
 
 def fatal() -> Any:

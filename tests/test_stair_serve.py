@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,24 @@ import scipy.sparse
 import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Client, Fixed, running, save_tiny_collection
+from serving import (
+    Client,
+    Fixed,
+    N,
+    V,
+    random_rows,
+    reload_under_load,
+    running,
+    save_shards,
+    save_tiny_collection,
+    vector,
+)
 from stair.checkpoint import load
 from stair.cluster import commands
 from stair.cluster.work import ClusterError, Here
 from stair.encode import encode, read_inputs
 from stair.search import Collection
-from stair.serve import Folder, Served, Settings
+from stair.serve import Folder, Served, Settings, pictures
 from stair.serve.answers import Query, answer
 from stair.serve.batching import Batcher, FullError
 from tiny_stair import save_checkpoint
@@ -34,16 +45,6 @@ from tiny_stair import save_checkpoint
 import stair_kernels as sk
 
 JSON = {"Content-Type": "application/json"}
-V, N = 50, 300
-
-
-def random_rows(seed: int, n: int = N) -> scipy.sparse.csr_matrix:
-    random = np.random.default_rng(seed)
-    return scipy.sparse.random(n, V, 0.2, "csr", np.float32, random, lambda size: random.random(size, np.float32))
-
-
-def vector(row: scipy.sparse.csr_matrix) -> dict[str, list[Any]]:
-    return {"indices": row.indices.tolist(), "values": row.data.tolist()}
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -314,6 +315,30 @@ def test_only_pictures_of_the_collection_are_given_out(client: Client, place: Pa
     hidden.rename(known)
 
 
+def test_pictures_are_decoded_as_many_at_a_time_as_batches_are_answered(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of thumbnails and of queries together: each may take 4 bytes a pixel."""
+    inside, most = [0], [0]
+    decode = pictures.decoded
+
+    def decoded(*arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(pictures, "decoded", decoded)
+    monkeypatch.setattr("stair.serve.service.decoded", decoded)
+    known = str((place / "pictures" / "red.png").resolve())
+    with running(Folder(place / "index"), Settings(threads=2)) as client, ThreadPoolExecutor(8) as pool:
+        shown = [pool.submit(client.ask, "GET", f"/v1/picture?id={known}&side={side}") for side in range(100, 106)]
+        found = [pool.submit(client.upload, picture_bytes((9, 9))) for _ in range(2)]
+        assert [one.result(60).status for one in shown + found] == [200] * 8
+    assert most == [2]
+
+
 def test_more_queries_than_may_wait_are_told_to_come_again(slow: Slow) -> None:
     settings = Settings(batch=1, queue=2)
     with running(Fixed(Served(slow)), settings) as client, ThreadPoolExecutor(3) as pool:
@@ -354,15 +379,81 @@ def test_shards_are_served_and_a_build_of_them_is_noticed(place: Path, tmp_path:
         assert client.ask("GET", "/v1/index").json["documents"] == 3
 
 
-def test_a_cluster_that_cannot_answer_is_a_503() -> None:
-    class Lost(Slow):
-        def search(self, queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
-            raise ClusterError("shard 1: its worker was lost 3 times")
+class Lost(Slow):
+    def search(self, queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
+        raise ClusterError("shard 1: its worker was lost 3 times")
 
-    with running(Fixed(Served(Lost())), Settings()) as client:
-        found = client.search(indices=[0], values=[1])
-        assert found.error == (503, "busy", None)
-        assert "shard 1" in found.json["error"]["message"]
+    def payloads(self, ids: Any) -> list[bytes]:
+        raise ClusterError("shard 1: its worker was lost 3 times")
+
+
+def test_a_cluster_that_cannot_answer_is_a_503(tmp_path: Path) -> None:
+    with running(Fixed(Served(Lost(), folder=tmp_path)), Settings()) as client:
+        for found in (client.search(indices=[0], values=[1]), client.ask("GET", "/v1/picture?id=a")):
+            assert (found.error, found.headers["Retry-After"]) == ((503, "busy", None), "10")
+            assert "shard 1" in found.json["error"]["message"]
+
+
+@dataclass
+class Unreachable(Fixed):
+    """A source of something new, which its workers cannot open for a while."""
+
+    opened: int = 0
+    failures: int = 0
+
+    def open(self) -> Served:
+        self.opened += 1
+        if 1 < self.opened <= 1 + self.failures:
+            raise ClusterError("shard 1: no answer for 10 s")
+        return self.served
+
+    def stamp(self) -> object:
+        return self.opened > 0
+
+
+def test_a_reload_that_a_cluster_cannot_do_is_a_503_and_tried_again(slow: Slow) -> None:
+    source = Unreachable(Served(slow), failures=3)
+    with running(source) as client:
+        refused = client.ask("POST", "/v1/reload")
+        assert refused.error == (503, "busy", None)
+        assert "shard 1" in refused.json["error"]["message"]
+        assert (client.service.holder.generation, client.service.holder.stale()) == (1, True)
+    with running(Unreachable(Served(slow), failures=3), Settings(watch_s=0.01)) as client:
+        wait_until(lambda: client.service.holder.generation == 2)
+        assert not client.service.holder.stale()
+
+
+def test_a_batch_that_a_cluster_cannot_answer_is_asked_once(slow: Slow) -> None:
+    """Not once more for each of its queries, which would take the time-out of the workers as often."""
+
+    def search(queries: scipy.sparse.csr_matrix, k: int) -> tuple[Any, Any]:
+        slow.batches.append(queries.shape[0])
+        raise ClusterError("shard 1: no answer for 10 s")
+
+    slow.search = search  # type: ignore[method-assign]
+    with running(Fixed(Served(slow)), Settings(batch=3, wait_ms=5000)) as client, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda value: client.search(indices=[0], values=[value]), (1, 2, 3)))
+    assert [found.error for found in answers] == [(503, "busy", None)] * 3
+    assert slow.batches == [3]
+
+
+def test_a_query_whose_time_is_over_is_not_tried_again() -> None:
+    asked: list[list[int]] = []
+    futures: list[Future[int]] = []
+
+    def answered(batch: list[int]) -> list[int]:
+        asked.append(batch)
+        if len(batch) == 3:
+            futures[1].cancel()
+            raise ValueError("one of them is at fault")
+        return batch
+
+    batcher: Batcher[int, int] = Batcher(answered, size=3, wait_s=30, queue=9)
+    futures += [batcher.submit(number) for number in range(3)]
+    assert [futures[number].result(10) for number in (0, 2)] == [0, 2]
+    batcher.close()
+    assert asked == [[0, 1, 2], [0], [2]]
+    assert futures[1].cancelled()
 
 
 def test_a_body_that_never_ends_is_a_504(plain: Client) -> None:
@@ -391,35 +482,10 @@ def test_the_batcher_answers_what_waits_before_it_closes() -> None:
         batcher.submit(1)
 
 
-def test_reloads_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None:
-    """Generation g serves documents g % 2; ids, matches and scores of an answer are all of that one."""
-    indexes = [sk.SparseIndex.build(random_rows(seed), ids=range(seed * 1000, seed * 1000 + N)) for seed in (0, 1)]
-    row = random_rows(9, 1)
-    expected = [answer([Query(Served(index), 5, 3, row=(row.data, row.indices))])[0]["hits"] for index in indexes]
-    indexes[1].save(tmp_path / "index")
-    done = threading.Event()
-
-    def hammer(client: Client) -> list[int]:
-        generations = []
-        while not done.is_set():
-            found = client.search(**vector(row), k=5, matches=3)
-            assert found.status == 200, found.body
-            assert found.json["hits"] == expected[found.json["generation"] % 2]
-            generations.append(found.json["generation"])
-        return generations
-
-    with running(Folder(tmp_path / "index"), Settings(batch=3, threads=2)) as client, ThreadPoolExecutor(4) as pool:
-        loads = [pool.submit(hammer, client) for _ in range(4)]
-        try:
-            for generation in range(2, 22):
-                indexes[generation % 2].save(tmp_path / "index")
-                assert client.ask("POST", "/v1/reload").json == {"generation": generation, "documents": N}
-        finally:
-            done.set()
-        for load_ in loads:
-            seen = load_.result(30)
-            assert seen == sorted(seen)
-            assert len(set(seen)) > 3
+@pytest.mark.parametrize("shards", [0, 3])
+def test_reloads_under_load_lose_nothing_and_mix_nothing(tmp_path: Path, shards: int) -> None:
+    save = partial(save_shards, shards=shards) if shards else sk.SparseIndex.save
+    reload_under_load(Folder(tmp_path / "index"), tmp_path / "index", save, 20)
 
 
 def test_a_reload_that_fails_keeps_the_old_index_and_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy.sparse
@@ -81,6 +82,14 @@ def test_ctrl_c_ends_it_with_130(index: Path) -> None:
 def run(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["serve", *map(str, arguments)])
     return done.exit_code, done.stderr.strip()
+
+
+def test_the_workers_of_a_cluster_have_the_time_of_a_request(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(pool: Any, folder: Path, timeout_s: float) -> Any:
+        raise ValueError(f"{folder.name} within {timeout_s:g} s")
+
+    monkeypatch.setattr("stair.cluster.commands.open_index", opened)
+    assert run(index, "--timeout", 3) == (2, "stair: index within 3 s")
 
 
 def test_what_cannot_be_served_is_one_line(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

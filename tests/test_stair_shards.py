@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def made(weights: np.ndarray, ids: Any) -> SparseIndex:
     return SparseIndex.build(scipy.sparse.csr_matrix(weights), ids, payloads=kept)
 
 
+def require_distinct(indexes: list[SparseIndex]) -> None:
+    layout.require_distinct([lambda index=index: index for index in indexes])
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
     """Few distinct weights, so that scores tie across shards; cuts that repeat, so that shards are empty."""
@@ -90,7 +95,7 @@ def test_shards_answer_as_one_index(case: dict[str, Any]) -> None:
     bounds, queries, k = case["bounds"], case["queries"], case["k"]
     parts = [made(case["weights"][a:b], ids[a:b]) for a, b in zip(bounds[:-1], bounds[1:])]
     index, one = sharded(parts), made(case["weights"], ids)
-    layout.require_distinct(parts)
+    require_distinct(parts)
     layout.require_together(parts)
     assert_same(index.search(queries, k), one.search(queries, k))
     assert np.asarray(index.ids).tolist() == np.asarray(one.ids).tolist()
@@ -124,7 +129,42 @@ def test_in_the_order_of_their_ids_it_does_not_matter_which_shard_holds_a_docume
 def test_an_id_in_two_shards_is_refused(ids: list[Any]) -> None:
     weights = np.eye(4, V, dtype=np.float32)
     with pytest.raises(ValueError, match=f"expected an id in one shard only, got {ids[0]!r} in two"):
-        layout.require_distinct([made(weights[:2], ids[:2]), made(weights[2:], ids[2:])])
+        require_distinct([made(weights[:2], ids[:2]), made(weights[2:], ids[2:])])
+
+
+def test_ids_are_told_apart_that_share_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, asked = np.eye(4, V, dtype=np.float32), list[str]()
+
+    def short(one: str) -> int:
+        asked.append(one)
+        return len(one)
+
+    monkeypatch.setattr("stair.cluster.layout.hash", short, raising=False)
+    monkeypatch.setattr("stair.cluster.layout.IDS_AT_A_TIME", 1)
+    require_distinct([made(weights[:2], ["a", "bb"]), made(weights[2:], ["c", "dd"])])
+    assert asked == ["a", "bb", "c", "dd"] * 2  # once more, as some are suspect
+    with pytest.raises(ValueError, match="expected an id in one shard only, got 'bb' in two"):
+        require_distinct([made(weights[:2], ["a", "bb"]), made(weights[2:], ["c", "bb"])])
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_the_check_for_ids_in_two_shards_holds_few_of_them_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strings: bool
+) -> None:
+    """Of 8 shards of 5,000 paths of 80 characters, which are 6 MB together as objects of Python."""
+    n, shards = 5000, 8
+    rows = scipy.sparse.csr_matrix((n, 1), dtype=np.float32)
+    for s in range(shards):
+        ids = [f"{one:080}" if strings else one for one in range((s + 1) * n, s * n, -1)]
+        SparseIndex.build(rows, ids=ids).save(tmp_path / str(s))
+    opened = [functools.partial(SparseIndex.open, tmp_path / str(s)) for s in range(shards)]
+    monkeypatch.setattr("stair.cluster.layout.IDS_AT_A_TIME", 100)
+    layout.require_distinct(opened[:1])
+    tracemalloc.start()
+    layout.require_distinct(opened)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 9 * n * shards + 24 * n + 100 * 80 * 30 + 50_000
 
 
 def test_shards_that_do_not_fit_together_are_refused() -> None:

@@ -72,7 +72,7 @@ def serve(
     )
     with workers_of(ray, workers) as pool:
         with err.status("opening the index and its model"):
-            app = create_app(Folder(index_dir, model, partial(commands.open_index, pool)), settings)
+            app = create_app(Folder(index_dir, model, partial(commands.open_index, pool, timeout_s=timeout)), settings)
         documents = len(app.state.service.holder.current.index)
 
         def listens(host: str, port: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from stair import search
 from stair.cluster.parts import Parts
-from stair.cluster.work import Here, Pool, build_shards, encode_parts
+from stair.cluster.work import SEARCH_TIMEOUT_S, Here, Pool, build_shards, encode_parts
 from stair.encode import Input
 from stair.formats import Documents, jsonl, write
 from stair.formats.documents import as_csr
@@ -72,13 +72,13 @@ def build(
         return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress)
 
 
-def open_index(pool: Pool, folder: Path) -> Any:
+def open_index(pool: Pool, folder: Path, timeout_s: float = SEARCH_TIMEOUT_S) -> Any:
     """An index directory, opened in this process or in the workers of a pool."""
     if isinstance(pool, Here):
         return search.open_index(folder)
     from stair.cluster import ray
 
-    return ray.open_on(cast("ray.RayPool", pool), folder)
+    return ray.open_on(cast("ray.RayPool", pool), folder, timeout_s)
 
 
 def open_collection(pool: Pool, folder: Path) -> Collection:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -13,35 +12,20 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from stair.cluster.work import ClusterError, Desk, Job
+from stair.cluster.work import ClusterError, Job
 
 try:
     import ray
 except ModuleNotFoundError as error:
     raise ImportError("Ray is not installed: pip install 'stair-kernels[model,ray]'") from error
 
+from stair.cluster.slots import Slot, Slots
+
 ATTEMPTS = 3  # at one job, and at starting one worker
 QUEUED = 2  # jobs of one worker, so that it has the next one when it is done
 WINDOW = 8  # jobs a worker that may be done before an earlier one is: what waits for its turn stays bounded
 START_TIMEOUT_S = 120.0
 STORE_BYTES = 256 << 20  # of Ray on this machine: jobs give back little
-
-
-class Worker(Desk):
-    """What runs in an actor."""
-
-    def ready(self) -> int:
-        return os.getpid()
-
-
-@dataclass(eq=False)
-class Slot:
-    """The place of one worker; when it is lost another one gets it."""
-
-    actor: Any
-    starting: Any  # what tells that the actor is ready; None: it is
-    failures: int = 0  # to start, one after the other
-    process: int = 0  # of the operating system
 
 
 @dataclass(eq=False)
@@ -60,6 +44,8 @@ class Stream:
     """The jobs of one call of `RayPool.stream`."""
 
     jobs: Iterator[tuple[int, Job]]
+    timeout_s: float  # without an answer
+    start_timeout_s: float  # without a worker
     again: deque[Task] = field(default_factory=deque)  # to be done before the others
     pending: dict[Any, Task] = field(default_factory=dict)  # by what Ray gives for it, oldest first
     done: dict[int, Any] = field(default_factory=dict)
@@ -80,7 +66,7 @@ class RayPool:
     Args:
         address: of a cluster that is there ("host:port", "ray://host:port", "auto"); None or "local" starts Ray on this
             machine, until `close`. Where Ray is initialized already, that is used.
-        workers: at a time; as many as the cluster has CPUs for when None.
+        workers: at a time, at most; as many as the cluster has CPUs for when None. They are started by the jobs.
         cpus: that each of them takes.
         attempts: how often a job may lose its worker before that is an error, at least 2.
         start_timeout_s: how long no worker at all may be there before that is an error.
@@ -101,18 +87,16 @@ class RayPool:
         if attempts < 2:
             raise ValueError(f"attempts: expected at least 2, got {attempts}")
         self._began = connect(address)
-        self._lock = threading.RLock()
         self._attempts, self._start_timeout_s = attempts, start_timeout_s
-        self._make = ray.remote(Worker).options(num_cpus=cpus, max_restarts=0)
         fit = int(ray.cluster_resources().get("CPU", 0) // cpus)
         if (number := workers or fit) < 1:
             raise ClusterError(f"the cluster has no worker of {cpus} CPUs: {ray.cluster_resources()}")
-        self.slots = [self._start() for _ in range(number)]
+        self._workers, self.slots = number, Slots(cpus, attempts)
 
     @property
     def workers(self) -> int:
-        """How many workers there are to be."""
-        return len(self.slots)
+        """How many there may be."""
+        return self._workers
 
     def __enter__(self) -> RayPool:
         return self
@@ -122,29 +106,39 @@ class RayPool:
 
     def close(self) -> None:
         """End the workers, and Ray when it was started here."""
-        with self._lock:
-            for slot in self.slots:
-                ray.kill(slot.actor)
-            self.slots = []
+        self.slots.close()
         if self._began:
             ray.shutdown()
 
-    def stream(self, jobs: Iterable[Job], timeout_s: float = float("inf")) -> Generator[Any, None, None]:
+    def stream(
+        self,
+        jobs: Iterable[Job],
+        timeout_s: float = float("inf"),
+        start_timeout_s: float | None = None,
+        workers: int | None = None,
+    ) -> Generator[Any, None, None]:
         """What the jobs give, in their order; a bounded number of them is taken from `jobs` ahead of that.
 
+        Args:
+            timeout_s: how long workers may be waited for that give no answer; they are then replaced.
+            start_timeout_s: how long no worker at all may be there; the pool's when None.
+            workers: that the jobs have a use for; all that there may be when None.
+
         Raises:
-            ClusterError: when a job has lost its worker too often, no worker can be started, or for `timeout_s`
-                nothing was done.
+            ClusterError: when a job has lost its worker too often, no worker can be started, the time is over, or the
+                pool is closed.
             Exception: what a job itself raised, as it would have here.
         """
-        stream = Stream(enumerate(jobs))
+        start_timeout_s = self._start_timeout_s if start_timeout_s is None else start_timeout_s
+        stream = Stream(enumerate(jobs), timeout_s, start_timeout_s)
+        self.slots.grow(self._workers if workers is None else min(workers, self._workers))
         try:
-            yield from self._results(stream, timeout_s)
+            yield from self._results(stream)
         finally:
             for reference in stream.pending:  # after an error, or when nobody wants the rest
                 ray.cancel(reference)
 
-    def _results(self, stream: Stream, timeout_s: float) -> Iterator[Any]:
+    def _results(self, stream: Stream) -> Iterator[Any]:
         while True:
             self._submit(stream)
             while stream.yielded in stream.done:
@@ -154,91 +148,66 @@ class RayPool:
                 self._submit(stream)
             if not stream.pending and not stream.again:
                 return
-            self._wait(stream, timeout_s)
-
-    def _start(self) -> Slot:
-        actor: Any = self._make.remote()
-        return Slot(actor, actor.ready.remote())
+            self._wait(stream)
 
     def _submit(self, stream: Stream) -> None:
         """Gives workers what they can take."""
-        with self._lock:
-            if not self.slots:
-                raise ClusterError("the pool of workers is closed")
+        with self.slots.lock:
+            self.slots.tend()
             while task := stream.next_task(WINDOW * self.workers):
                 slot = self._choose(stream, task)
                 if slot is None:
                     stream.again.appendleft(task)
                     return
                 job, task.slot, task.actor = task.job, slot, slot.actor
-                stream.pending[slot.actor.do.remote(job.make, job.needs, job.method, job.arguments)] = task
+                stream.pending[slot.actor.do.remote(job.make, job.needs, job.method, job.arguments, job.owner)] = task
 
     def _choose(self, stream: Stream, task: Task) -> Slot | None:
         """The worker that has what the job needs, or the one with the fewest jobs; None: all have enough.
 
         A job that lost a worker has the next one for itself: so that it is known which job it was, if that is lost too.
         """
-        counts = {slot: 0 for slot in self.slots if slot.starting is None}
+        counts = {slot: 0 for slot in self.slots if slot.there}
         for other in stream.pending.values():
             if other.slot in counts:
                 counts[other.slot] += QUEUED if other.attempts else 1
         most = 1 if task.attempts else QUEUED
         if task.job.preferred is not None:
-            slot = self.slots[task.job.preferred % self.workers]
+            slot = self.slots[task.job.preferred % len(self.slots)]
             if slot in counts:
                 return None if task.attempts and counts[slot] else slot
         free = [slot for slot in counts if counts[slot] < most]
         return min(free, key=lambda slot: counts[slot], default=None)
 
-    def _wait(self, stream: Stream, timeout_s: float) -> None:
+    def _wait(self, stream: Stream) -> None:
         """Until something happens: a job is done or lost, a worker is there or lost."""
-        with self._lock:
+        with self.slots.lock:
             starting = {slot.starting: slot for slot in self.slots if slot.starting is not None}
-        left = self._seconds_left(stream, timeout_s)
+        left = self._seconds_left(stream)
         references = [*stream.pending, *starting]
-        if not references:
-            return  # another thread has just seen a worker start
+        if not references:  # none could be started, or another thread has just seen one start
+            time.sleep(min(left, 0.05))
+            return
         ready, _ = ray.wait(references, num_returns=1, timeout=min(left, 1.0))
         for reference in ready:
-            stream.moved = time.monotonic()
-            if reference in starting:
-                self._started(starting[reference], reference)
-            else:
+            if reference not in starting:
                 self._finished(stream, reference)
+            elif not self.slots.started(starting[reference], reference):
+                continue
+            stream.moved = time.monotonic()
 
-    def _seconds_left(self, stream: Stream, timeout_s: float) -> float:
-        limit = timeout_s if stream.pending else self._start_timeout_s
+    def _seconds_left(self, stream: Stream) -> float:
+        limit = stream.timeout_s if stream.pending else stream.start_timeout_s
         left = limit - (time.monotonic() - stream.moved)
         if left > 0:
             return left
         if stream.pending:
-            names = ", ".join(task.job.name for task in stream.pending.values())
-            raise ClusterError(f"{names}: no answer for {limit:.0f} s")
+            stuck = list(stream.pending.values())
+            for task in stuck:  # or the next call would wait for the same workers
+                self.slots.replace(task.slot, task.actor)
+            raise ClusterError(f"{', '.join(task.job.name for task in stuck)}: no answer for {limit:g} s")
         free, every = (resources().get("CPU", 0) for resources in (ray.available_resources, ray.cluster_resources))
-        raise ClusterError(
-            f"no worker could be started for {limit:.0f} s: {free} of the cluster's {every} CPUs are free"
-        )
-
-    def _started(self, slot: Slot, reference: Any) -> None:
-        with self._lock:
-            if slot.starting is not reference:
-                return  # another thread has seen it
-            try:
-                slot.process = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                slot.failures += 1
-                if slot.failures >= self._attempts:
-                    raise ClusterError(f"a worker could not be started {slot.failures} times: {error}") from error
-                self._replace(slot, slot.actor)
-            else:
-                slot.starting, slot.failures = None, 0
-
-    def _replace(self, slot: Slot, lost: Any) -> None:
-        with self._lock:
-            if slot.actor is lost and slot in self.slots:
-                ray.kill(lost)  # where it is only out of reach
-                fresh = self._start()
-                slot.actor, slot.starting = fresh.actor, fresh.starting
+        raise ClusterError(f"no worker could be started for {limit:g} s: {free} of the cluster's {every} CPUs are free")
 
     def _finished(self, stream: Stream, reference: Any) -> None:
         if reference not in stream.pending:
@@ -254,13 +223,12 @@ class RayPool:
 
     def _lost(self, stream: Stream, task: Task, error: Exception) -> None:
         """All jobs of a lost worker are done again, each with a worker for itself."""
-        assert task.slot is not None
         left = [(reference, other) for reference, other in stream.pending.items() if other.actor is task.actor]
         for reference, other in reversed(left):
             other.attempts += 1
             del stream.pending[reference]
             stream.again.appendleft(other)
-        self._replace(task.slot, task.actor)
+        self.slots.replace(task.slot, task.actor)
         if task.attempts >= self._attempts:
             reason = str(error).strip().splitlines()[0]
             raise ClusterError(f"{task.job.name}: its worker was lost {task.attempts} times ({reason})") from error

@@ -13,56 +13,81 @@ machine or alone, another is started in its place and its jobs are done again: a
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
 from stair.cluster import layout
 from stair.cluster.layout import Shard
-from stair.cluster.pool import RayPool
+from stair.cluster.pool import RayPool, ray
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.work import ClusterError, Job, open_holder
+from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, ShardError, open_holder
 from stair.search import Collection
 
-SEARCH_TIMEOUT_S = 120.0
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
+SPARE = 1  # worker beyond one a shard, which answers in the place of one that is lost
+LARGE = 100 << 10  # bytes; smaller ones travel with the job, which is faster
+OWNERS = itertools.count(1)
+
+
 class RayShards:
-    """The shards of an index, open in the workers of a pool."""
+    """The shards of an index, open in the workers of a pool until this is closed, or nobody has it any more."""
 
     def __init__(self, pool: RayPool, folder: Path, shards: tuple[Shard, ...], timeout_s: float) -> None:
         self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
+        self._opened = False
+        self._owner = next(OWNERS)
+        self.close = weakref.finalize(self, pool.slots.end, self._owner)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
+        sent = _put(arguments)
         jobs = (
-            Job(self._name(number, shard), open_holder, (self._folder, shard), method, arguments, preferred=number)
+            Job(self._name(number, shard), open_holder, (self._folder, shard), method, sent, number, self._owner)
             for number, shard in enumerate(self._shards)
         )
-        with contextlib.closing(self._pool.stream(jobs, self._timeout_s)) as answers:
-            return list(answers)
+        # before the first answer the workers may have to be started
+        start_timeout_s = self._timeout_s if self._opened else None
+        stream = self._pool.stream(jobs, self._timeout_s, start_timeout_s, len(self._shards) + SPARE)
+        with contextlib.closing(stream) as answers:
+            try:
+                found = list(answers)
+            except ShardError as error:
+                if not self._opened:
+                    raise
+                raise ClusterError(f"a worker was lost, and another one found: {error}; reload the index") from error
+        self._opened = True
+        return found
 
     def _name(self, number: int, shard: Shard) -> str:
         return f"shard {number} ({self._folder}/{shard.folder})"
 
-    def close(self) -> None:
-        """The pool is whose it was."""
+
+def _put(arguments: tuple[Any, ...]) -> Any:
+    """The arguments; large ones in Ray's store, where Ray itself would put them once for each job."""
+    buffers: list[pickle.PickleBuffer] = []
+    rest = pickle.dumps(arguments, 5, buffer_callback=buffers.append)
+    size = len(rest) + sum(buffer.raw().nbytes for buffer in buffers)
+    return ray.put(arguments) if size > LARGE else arguments
 
 
 def open_on(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> ShardedIndex:
     """A sharded index, each of its shards open in a worker, which is asked as a SparseIndex is.
 
-    A shard whose worker is lost is opened by another one, which answers in its place.
+    A shard whose worker is lost is opened by another one, which answers in its place. One without an answer for
+    `timeout_s` is an error, and its worker replaced.
 
     Raises:
         ValueError: when `folder` holds no sharded index, or a damaged one.
-        ClusterError: as `RayPool.stream` does; so do the index's methods.
+        ClusterError: as `RayPool.stream` does; so do the index's methods, also when a shard that is to be opened again
+            was replaced meanwhile.
     """
-    folder = Path(os.path.abspath(folder))
     if not layout.is_sharded(folder):
         raise ValueError(f"{folder} is no sharded index: build one with `stair index build --shards`")
-    manifest = layout.read(folder)
-    return ShardedIndex(folder, manifest, RayShards(pool, folder, manifest.shards, timeout_s))
+    return ShardedIndex.open_with(folder, lambda place, shards: RayShards(pool, place, shards, timeout_s))
 
 
 def open_collection(pool: RayPool, folder: Path | str, timeout_s: float = SEARCH_TIMEOUT_S) -> Collection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -130,11 +130,16 @@ class ShardedIndex:
         Raises:
             ValueError: when `folder` holds no sharded index, or a damaged one.
         """
+        return ShardedIndex.open_with(folder, lambda place, shards: LocalShards(place, shards, verify))
+
+    @staticmethod
+    def open_with(folder: Path | str, backend: Callable[[Path, tuple[Shard, ...]], Backend]) -> ShardedIndex:
+        """As `open`, with the shards open wherever `backend` opens them."""
         folder = Path(os.path.abspath(folder))
         for attempt in range(OPEN_ATTEMPTS):
             manifest = layout.read(folder)
             try:
-                return ShardedIndex(folder, manifest, LocalShards(folder, manifest.shards, verify))
+                return ShardedIndex(folder, manifest, backend(folder, manifest.shards))
             except ValueError:
                 if attempt == OPEN_ATTEMPTS - 1 or layout.read(folder) == manifest:
                     raise  # else it was replaced between its manifest and its shards

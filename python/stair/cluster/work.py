@@ -22,12 +22,17 @@ from stair.search import collection_metadata, documents, item_of
 
 PART = 1024  # rows, about, of one job
 JOBS_A_WORKER = 4  # at least, so that a slow one holds up little
+SEARCH_TIMEOUT_S = 120.0
 
 
 class ClusterError(RuntimeError):
     """The cluster could not do a job: nothing of it is left out silently."""
 
     exit_code = 1
+
+
+class ShardError(ValueError):
+    """A shard that a worker was to open is missing, damaged or not the one that is meant."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class Job:
     make: Callable[..., Any]
     needs: tuple[Any, ...]
     method: str
-    arguments: tuple[Any, ...]
+    arguments: Any  # a tuple, or what Ray gives for one in its store
     preferred: int | None = None  # the worker that has it
+    owner: int = 0  # until whose end it is kept; 0: as long as there is the worker
 
 
 class Pool(Protocol):
@@ -59,11 +65,22 @@ class Desk:
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Any] = {}
 
-    def do(self, make: Callable[..., Any], needs: tuple[Any, ...], method: str, arguments: tuple[Any, ...]) -> Any:
-        key = (make.__module__, make.__qualname__, *needs)
+    def do(
+        self,
+        make: Callable[..., Any],
+        needs: tuple[Any, ...],
+        method: str,
+        arguments: tuple[Any, ...],
+        owner: int = 0,
+    ) -> Any:
+        key = (owner, make.__module__, make.__qualname__, *needs)
         if key not in self._made:
             self._made[key] = make(*needs)
         return getattr(self._made[key], method)(*arguments)
+
+    def forget(self, owner: int) -> None:
+        """Drops what was made for an owner."""
+        self._made = {key: made for key, made in self._made.items() if key[0] != owner}
 
 
 class Here:
@@ -76,7 +93,7 @@ class Here:
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Any]:
         for job in jobs:
-            yield self._desk.do(job.make, job.needs, job.method, job.arguments)
+            yield self._desk.do(job.make, job.needs, job.method, job.arguments, job.owner)
 
 
 class Encoder:
@@ -119,7 +136,10 @@ class Builder:
 
 
 def open_holder(folder: str, shard: Shard) -> Holder:
-    return Holder(layout.open_shard(folder, shard))
+    try:
+        return Holder(layout.open_shard(folder, shard))
+    except (ValueError, OSError) as error:
+        raise ShardError(str(error)) from error
 
 
 def encode_parts(

@@ -21,10 +21,9 @@ from stair.serve import schemas
 from stair.serve.answers import Query as IndexQuery
 from stair.serve.errors import RefusedError, documented, handle_errors
 from stair.serve.guard import Guard
-from stair.serve.pictures import thumbnail
 from stair.serve.service import Service, require_encoder, row_of_terms, row_of_vector
 from stair.serve.settings import Settings
-from stair.serve.source import Served, Source
+from stair.serve.source import Source
 from stair.templates import rendered
 from stair_kernels.version import __version__
 
@@ -142,7 +141,7 @@ def _look_up(service: Service) -> APIRouter:
     @router.get(
         "/picture",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}}}, **documented(404, 422, 504)},
+        responses={200: {"content": {"image/webp": {}}}, **documented(404, 422, 503, 504)},
     )
     async def picture(
         id: Annotated[str, Query(description="of a hit")],
@@ -150,25 +149,23 @@ def _look_up(service: Service) -> APIRouter:
     ) -> Response:
         """A thumbnail of an item's picture. Only what the index names is ever read."""
         served, _ = service.holder.state()
-        made = await anyio.to_thread.run_sync(_thumbnail_of, served, id, side, service.settings.max_pixels)
+        path = await anyio.to_thread.run_sync(served.picture, id)
+        if path is None:
+            raise RefusedError(404, "id: expected an item of the index with a picture", "id")
+        made = await service.thumbnail(path, side)
         return Response(made, media_type="image/webp", headers={"Cache-Control": "private, max-age=300"})
 
     return router
 
 
-def _thumbnail_of(served: Served, id: str, side: int, max_pixels: int) -> bytes:
-    path = served.picture(id)
-    if path is None:
-        raise RefusedError(404, "id: expected an item of the index with a picture", "id")
-    return thumbnail(path, side, max_pixels)
-
-
 def _operate(service: Service) -> APIRouter:
     router = APIRouter(tags=["operate"])
 
-    @router.post("/v1/reload", response_model=schemas.Reloaded, responses=documented(409, 504))
+    @router.post("/v1/reload", response_model=schemas.Reloaded, responses=documented(409, 503, 504))
     async def reload() -> Response:
-        """Open the index anew. Requests in flight keep the old one; so do all when the new one cannot be used (409)."""
+        """Open the index anew. Requests in flight keep the old one; so do all when the new one cannot be used (409)
+        or the workers of a cluster cannot open it now (503).
+        """
         try:
             generation = await service.reload()
         except (ValueError, OSError) as error:

@@ -32,6 +32,7 @@ class Batcher(Generic[Q, A]):
         queue: queries that may wait.
         threads: batches at a time.
         taken: told the size of each batch.
+        shared: errors that no query of a batch is at fault for: all of them get it, and none is tried alone.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Batcher(Generic[Q, A]):
         queue: int,
         threads: int = 1,
         taken: Callable[[int], None] = lambda size: None,
+        shared: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> None:
+        self._shared = shared
         self._answer, self._size, self._wait_s, self._queue, self._taken = answer, size, wait_s, queue, taken
         self._waiting: deque[tuple[float, Q, Future[A]]] = deque()  # with the time at which each came
         self._changed = threading.Condition()
@@ -58,7 +61,7 @@ class Batcher(Generic[Q, A]):
         return len(self._waiting)
 
     def submit(self, query: Q) -> Future[A]:
-        """The answer to come. Cancelling it takes a query that still waits out of its batch.
+        """The answer to come. Cancelling it takes a query that still waits out of its batch; nor is it tried again.
 
         Raises:
             FullError: when the queue is full, or closed.
@@ -97,18 +100,34 @@ class Batcher(Generic[Q, A]):
             while 0 < len(self._waiting) < self._size and not self._closed and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
             taken = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-        return [(query, future) for _, query, future in taken if future.set_running_or_notify_cancel()]
+        return [(query, future) for _, query, future in taken if not future.cancelled()]
 
     def _deliver(self, batch: list[tuple[Q, Future[A]]]) -> None:
         try:
             answers = self._answer([query for query, _ in batch])
+        except self._shared as error:
+            log.error("a batch of %d failed: %s", len(batch), error)
+            for _, future in batch:
+                _settle(future, error)
         except Exception as error:
-            if len(batch) > 1:  # one of them is at fault: the others still get their answers
-                log.exception("a batch of %d failed; its queries are answered one at a time", len(batch))
-                for one in batch:
-                    self._deliver([one])
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
                 return
-            batch[0][1].set_exception(error)
-            return
-        for (_, future), found in zip(batch, answers):
-            future.set_result(found)
+            # one of them is at fault: the others still get their answers
+            log.exception("a batch of %d failed; its queries are answered one at a time", len(batch))
+            for query, future in batch:
+                if not future.cancelled():
+                    self._deliver([(query, future)])
+        else:
+            for (_, future), found in zip(batch, answers):
+                _settle(future, found)
+
+
+def _settle(future: Future[A], found: A | Exception) -> None:
+    """Gives the answer, or the error, to whoever still waits for it."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(found, Exception):
+        future.set_exception(found)
+    else:
+        future.set_result(found)

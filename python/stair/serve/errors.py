@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stair.cluster.work import ClusterError
 from stair.serve.schemas import KINDS, Failure
 
 CODES = {
@@ -53,6 +54,7 @@ def failure(status: int, message: str, field: str | None = None, headers: Mappin
 def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClusterError, _unreachable)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -81,6 +83,10 @@ def _invalid(request: Request, error: Exception) -> Response:
     elif isinstance(got, (str, int, float)):
         message += f", got {got!r}" if len(repr(got)) <= SHOWN else f", got {repr(got)[:SHOWN]}..."
     return failure(422, message, field)
+
+
+def _unreachable(request: Request, error: Exception) -> Response:
+    return failure(503, str(error), headers={"Retry-After": "10"})
 
 
 def _internal(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from stair.serve.answers import Query, Row, answer
 from stair.serve.batching import Batcher, FullError
 from stair.serve.errors import RefusedError
 from stair.serve.metrics import Metrics
-from stair.serve.pictures import decoded
+from stair.serve.pictures import decoded, thumbnail
 from stair.serve.settings import Settings
 from stair.serve.source import Encoder, Holder, Served, Source
 
@@ -46,6 +47,7 @@ class Service:
             queue=settings.queue,
             threads=settings.threads,
             taken=self.metrics.batch.observe,
+            shared=ClusterError,
         )
 
     async def stop(self) -> None:
@@ -71,7 +73,7 @@ class Service:
                 await self.reload_quietly()
 
     async def ask(self, query: Query) -> dict[str, Any]:
-        """The query's answer. RefusedError 503 while too many wait, and when workers of a cluster cannot be reached."""
+        """The query's answer. RefusedError 503 while too many wait; ClusterError when workers cannot answer."""
         try:
             if self.batcher is None:
                 raise FullError
@@ -79,10 +81,7 @@ class Service:
         except FullError:
             message = f"{self.settings.queue} queries wait already; try again"
             raise RefusedError(503, message, headers={"Retry-After": "1"}) from None
-        try:
-            return await asyncio.wrap_future(waiting)
-        except ClusterError as error:
-            raise RefusedError(503, str(error), headers={"Retry-After": "10"}) from error
+        return await asyncio.wrap_future(waiting)
 
     async def fitted(self, encoder: Encoder, data: bytes) -> np.ndarray:
         """An uploaded picture as the square that the model sees."""
@@ -91,6 +90,10 @@ class Service:
             return encoder.fitted(decoded(data, self.settings.max_pixels))
 
         return await anyio.to_thread.run_sync(work, limiter=self._decoding)
+
+    async def thumbnail(self, path: Path, side: int) -> bytes:
+        """Of a picture of the collection, as `pictures.thumbnail`."""
+        return await anyio.to_thread.run_sync(thumbnail, path, side, self.settings.max_pixels, limiter=self._decoding)
 
 
 def require_encoder(served: Served, field: str) -> Encoder:

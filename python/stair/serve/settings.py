@@ -18,7 +18,7 @@ class Settings:
         max_text: characters of a text (422).
         max_pixels: of a picture, width x height as its header gives them, before it is decoded (422).
         max_k: hits a query (422).
-        threads: batches answered at a time; each of them uses torch's threads.
+        threads: batches answered at a time, each of which uses torch's threads, and pictures decoded at a time.
         watch_s: how often to look for a new index; 0 for never.
         hosts: names by which the service may be called; empty for any. What listens on loopback only should know its
             names: a page of another site may point a name of its own at 127.0.0.1 (DNS rebinding).

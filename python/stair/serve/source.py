@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from stair.cluster import layout
+from stair.cluster.work import ClusterError
 from stair.search import Collection, open_index
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Source(Protocol):
     """Where a new state comes from."""
 
     def open(self) -> Served:
-        """What is there now; ValueError or OSError when that cannot be served."""
+        """What is there now; ValueError or OSError when that cannot be served, ClusterError when it cannot be now."""
 
     def stamp(self) -> object:
         """Equal as long as `open` would give the same."""
@@ -185,17 +186,19 @@ class Holder:
 
         Raises:
             ValueError, OSError: when that cannot be served; the old one is still there.
+            ClusterError: when workers cannot open it now; it is still `stale`.
         """
         with self._lock:
             stamp = self.source.stamp()
             try:
                 self._state = self.source.open(), self.generation + 1
             except Exception as error:
+                if not isinstance(error, ClusterError):
+                    self._stamp = stamp  # one that cannot be served is tried once
                 self.reloaded(False)
                 log.error("reload failed, generation %d is still served: %s", self.generation, error)
                 raise
-            finally:
-                self._stamp = stamp  # one that cannot be served is tried once
+            self._stamp = stamp
             self.loaded_at = time.time()
             self.reloaded(True)
             log.info("generation %d: %d documents", self.generation, len(self.current.index))
