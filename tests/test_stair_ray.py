@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +22,11 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
-from serving import running
+from serving import Client, running
 from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
+from stair.cluster.parts import Parts
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.work import Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
@@ -82,6 +86,62 @@ def many(pool: RayPool, place: Path, inputs: list[Input]) -> Path:
     rows = encode_parts(inputs, place / "model", place / "rows", pool=pool, batch=4)
     build_shards(rows, place / "many", place / "model", shards=SHARDS, pool=pool)
     return place / "many"
+
+
+COMMANDS = """
+import json, sys
+from stair.cli import app
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+"""
+
+
+@contextlib.contextmanager
+def started(commands: list[list[str]], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Commands, one after the other in a process of their own, which is no part of Ray before."""
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, cwd=folder, env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_commands_join_a_cluster(cluster: Cluster, place: Path, inputs: list[Input], tmp_path: Path) -> None:
+    """Before `pool` takes the cluster's CPUs."""
+    given = [str(entry.picture or entry.text) for entry in inputs[:6]]
+    model, on_ray = ["--model", str(place / "model")], ["--workers", "1", "--ray", cluster.address]
+    commands = [
+        ["encode", *given, *model, "--out", "rows", *on_ray],
+        ["index", "build", *given, *model, "--out", "index", "--shards", "2", *on_ray],
+        ["search", "--index", "index", "--json", given[5], *on_ray],
+        ["serve", "index", "--port", "0", *on_ray],
+    ]
+    with started(commands, tmp_path) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = [process.stderr.readline() for _ in range(3)]
+        found = re.fullmatch(r"6 documents at http://127\.0\.0\.1:(\d+) \(Ctrl-C stops\)\n", said[-1])
+        assert said[:2] == ["6 rows in rows\n", "6 items in index\n"]
+        assert found, said[-1]
+        served = Client(int(found[1])).search(text=given[5], k=5).json["hits"]
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr.read()) == (130, "stair: stopped by Ctrl-C\n")
+        (answer,) = json.loads(process.stdout.read())
+    names = [hit["name"] for hit in answer["hits"]]
+    assert (names[0], names) == (given[5], [hit["name"] for hit in served])
+    rows, ids, _ = Parts.open(tmp_path / "rows").slice(0, 6)
+    expected = encode(*load(place / "model"), inputs[:6])
+    assert (ids, rows.indices.tolist()) == (given, expected.indices.tolist())
+
+
+def test_a_command_starts_ray_where_no_address_is_given(place: Path, tmp_path: Path) -> None:
+    words = ["encode", "a w1 red", "w2", "--model", str(place / "model"), "--out", "rows", "--workers", "1", "--ray"]
+    with started([words], tmp_path) as process:
+        assert process.communicate(timeout=120) == ("", "2 rows in rows\n")
+    assert Parts.open(tmp_path / "rows").slice(0, 2)[1] == ["a w1 red", "w2"]
 
 
 def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
@@ -179,11 +239,18 @@ def test_the_service_answers_from_the_workers_and_while_one_is_lost(pool: RayPoo
         assert not client.service.holder.stale()
 
 
-def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:
+def test_what_a_job_raises_is_raised_here(
+    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path, many: Path
+) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         encode_parts([Input("x", picture=tmp_path / "broken.png")], place / "model", tmp_path / "rows", pool=pool)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+    given = [*inputs[2:6], Input("x", picture=tmp_path / "broken.png"), *inputs[:2]]
+    rows = encode_parts(given, place / "model", tmp_path / "rows", pool=pool, batch=1, skip_unreadable=True)
+    assert [path.name for path in rows.folder.glob("*.npz")].count("part-00004.npz") == 0
+    assert rows.slice(0, 9)[1] == [str(entry.picture or entry.name) for entry in inputs[2:6] + inputs[:2]]
+    assert [message.partition(":")[0] for message in rows.left_out] == [str(tmp_path / "broken.png")]
     index = open_on(pool, many)
     with pytest.raises(ValueError, match="k: expected an integer >= 1, got 0"):
         index.search(scipy.sparse.csr_matrix((1, index.vocab_size), dtype="float32"), 0)

@@ -18,8 +18,10 @@ from stair.options import (
     KeepOption,
     ModelOption,
     RayOption,
+    SkipOption,
     WorkersOption,
     encoded,
+    list_left_out,
     print_json,
     words,
     workers_of,
@@ -50,6 +52,7 @@ def build(
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    skip_unreadable: SkipOption = False,
     rows_file: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +98,7 @@ def build(
             )
         require_replaceable(out_dir)
         with workers_of(ray, workers) as pool, stages() as progress:
-            number = commands.build(
+            number, left_out = commands.build(
                 rows_file or [entry for entry, _ in items_of(read_inputs(words(inputs)))],
                 out_dir,
                 folder,
@@ -103,21 +106,23 @@ def build(
                 pool=pool,
                 k=k,
                 batch=batch,
+                skip_unreadable=skip_unreadable,
                 progress=progress,
             )
     elif rows_file is not None:
         from stair.interchange import index_rows
 
-        number = index_rows(rows_file, out_dir, folder, scale=scale)
+        number, left_out = index_rows(rows_file, out_dir, folder, scale=scale), []
     else:
         found = items_of(read_inputs(words(inputs)))
         require_replaceable(out_dir)
-        _, _, rows = encoded([entry for entry, _ in found], folder, k, batch)
-        save_collection(out_dir, rows, [item for _, item in found], folder)
+        _, rows, kept, left_out = encoded([entry for entry, _ in found], folder, k, batch, skip_unreadable)
+        save_collection(out_dir, rows, [found[place][1] for place in kept], folder)
         number = len(rows)
     if as_json:
-        print_json({"index": str(out_dir), "items": number, "model": str(folder)})
+        print_json({"index": str(out_dir), "items": number, "model": str(folder), "left_out": left_out})
     else:
+        list_left_out(left_out)
         err.print(f"{number} items in {out_dir}", markup=False)
 
 
@@ -148,7 +153,7 @@ def add(
             found = [(entry, item) for entry, item in found if item_id(item) not in held]
         if found:
             collection.require_model(collection.model_dir)
-            _, _, rows = encoded([entry for entry, _ in found], collection.model_dir, k, batch)
+            _, rows, _, _ = encoded([entry for entry, _ in found], collection.model_dir, k, batch)
             if replace and twice:
                 collection.index.delete(twice)
             collection.add(rows, [item for _, item in found])

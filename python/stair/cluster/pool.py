@@ -279,6 +279,11 @@ def connect(address: str | None) -> bool:
         ray.init("local" if local else address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "No node info found" in reason:
+            reason = (
+                "this machine is no node of it; give --ray ray://HOST:10001, the address of its Ray Client server, or"
+                f" make it one with `ray start --address={address}`"
+            )
         raise ClusterError(f"no Ray cluster at {address}: {reason}") from error
     return True
 
