@@ -444,6 +444,14 @@ def test_the_commands_understand_shards(place: Path, tmp_path: Path) -> None:
     [
         (["encode", "a", "--workers", "2"], "--workers: expected --ray as well"),
         (["index", "build", "--rows", "no", "--shards", "2"], "--rows: expected a folder that `stair encode` wrote"),
+        (
+            ["index", "build", "--rows", "no", "--k", "2"],
+            "--k: expected none with --rows, which are encoded already, got 2",
+        ),
+        (["index", "build", "--rows", "no", "--batch", "32"], "--batch: expected none with --rows"),
+        (["index", "build", "--rows", "no", "--skip-unreadable"], "--skip-unreadable: expected none with --rows"),
+        (["index", "build", "--rows", ".", "--scale", "2"], "--scale: expected none with a folder of --rows, got 2.0"),
+        (["index", "build", "a", "--scale", "2"], "--scale: expected none with inputs, got 2.0"),
         (["search", "a", "--index", "no", "--ray", "localhost:1"], "no Ray cluster at localhost:1"),
     ],
 )

@@ -47,6 +47,7 @@ def _commands(context: typer.Context) -> None:
 
 @app.command()
 def build(
+    context: typer.Context,
     inputs: InputsArgument = None,
     out_dir: Annotated[Path, typer.Option("--out", help="The index directory to write.")] = Path("out/index"),
     model: ModelOption = None,
@@ -89,6 +90,10 @@ def build(
     if rows_file is not None and inputs:
         raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
     in_parts = rows_file is not None and rows_file.is_dir()
+    if rows_file is not None:
+        _refuse(context, "--rows, which are encoded already", "k", "batch", "skip_unreadable")
+    if rows_file is None or in_parts:
+        _refuse(context, "a folder of --rows" if in_parts else "inputs", "scale")
     if in_parts or shards is not None or ray is not None or workers is not None:
         from stair.cluster import commands
 
@@ -124,6 +129,14 @@ def build(
     else:
         list_left_out(left_out)
         err.print(f"{number} items in {out_dir}", markup=False)
+
+
+def _refuse(context: typer.Context, of: str, *names: str) -> None:
+    """Raises ValueError for options that were given and have no meaning."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')}: expected none with {of}, got {context.params[name]}")
 
 
 @app.command()
