@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
 from stair.cluster.parts import Parts
+from stair.cluster.pool import connect
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.work import Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
@@ -38,13 +40,16 @@ from typer.testing import CliRunner
 pytestmark = pytest.mark.xdist_group("ray")
 STORE = 80 << 20  # the smallest that Ray takes
 SHARDS = 3
+with socket.create_server(("127.0.0.1", 0)) as free:
+    CLIENT_PORT = free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes with one CPU each; the head is one of them."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # 15 is Ray's: slow on a busy machine
-    made = Cluster(True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": CLIENT_PORT}
+    made = Cluster(True, head_node_args={**head, "object_store_memory": STORE})
     made.add_node(num_cpus=1, object_store_memory=STORE)
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
     yield made
@@ -137,8 +142,12 @@ def test_the_commands_join_a_cluster(cluster: Cluster, place: Path, inputs: list
     assert (ids, rows.indices.tolist()) == (given, expected.indices.tolist())
 
 
-def test_a_command_starts_ray_where_no_address_is_given(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["this machine", "Ray Client"])
+def test_a_command_starts_ray_or_asks_its_client_server(
+    cluster: Cluster, place: Path, tmp_path: Path, where: str
+) -> None:
     words = ["encode", "a w1 red", "w2", "--model", str(place / "model"), "--out", "rows", "--workers", "1", "--ray"]
+    words += [f"ray://127.0.0.1:{CLIENT_PORT}"] if where == "Ray Client" else []
     with started([words], tmp_path) as process:
         assert process.communicate(timeout=120) == ("", "2 rows in rows\n")
     assert Parts.open(tmp_path / "rows").slice(0, 2)[1] == ["a w1 red", "w2"]
@@ -292,6 +301,23 @@ def test_a_shard_that_is_gone_is_an_error_and_not_fewer_documents(
     shutil.rmtree(tmp_path / "other" / "shard-00001")
     with pytest.raises(ValueError, match="shard-00001 does not exist"):
         open_on(pool, tmp_path / "other")
+
+
+def test_an_address_that_cannot_be_joined_says_what_can(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is a node: Ray's answer where it is none."""
+
+    def init(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("No node info found matching attributes: '10.0.0.7' when trying to resolve node to connect")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match=rf"{cluster.address}: this machine is no node of it; give --ray ray://"):
+        connect(cluster.address)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"grpcio is not installed; ray://head:1 needs it: pip install 'stair-kernels\[ray"
+    ):
+        connect("ray://head:1")
 
 
 def test_no_worker_and_no_cluster_are_errors(cluster: Cluster, place: Path) -> None:

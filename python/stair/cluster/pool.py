@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from stair.cluster.work import ClusterError, Desk, Job
 try:
     import ray
 except ModuleNotFoundError as error:
-    raise ImportError("Ray is not installed: pip install 'stair-kernels[model,ray]'") from error
+    raise ImportError("Ray is not installed: pip install 'stair-kernels[ray]'") from error
 
 ATTEMPTS = 3  # at one job, and at starting one worker
 QUEUED = 2  # jobs of one worker, so that it has the next one when it is done
@@ -221,7 +222,7 @@ class RayPool:
 
     def _started(self, slot: Slot, reference: Any) -> None:
         with self._lock:
-            if slot.starting is not reference:
+            if slot.starting != reference:  # Ray Client gives another object for it
                 return  # another thread has seen it
             try:
                 slot.process = ray.get(reference)
@@ -271,8 +272,11 @@ def connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # those of jobs whose run has ended with the first one
     local = address in (None, "local")
     if address is not None and not local:
+        if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+            raise ImportError(f"grpcio is not installed; {address} needs it: pip install 'stair-kernels[ray]'")
         _require_reachable(address)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if local else {}
     try:
