@@ -1,19 +1,22 @@
 """The documentation: it builds without a warning and loads nothing from a network, and what its code blocks say works.
 
-Python blocks are run, and the `stair` and `curl` commands of shell blocks; FAST says what is run in a long one's place,
-`stair serve` runs while the rest of its page does. YAML is read as a recipe. Other commands are looked up: Make
-targets, files, options.
+Python blocks are run, or where they are indented checked against what they call, and the `stair` and `curl` commands of
+shell blocks are run; FAST says what is run in a long one's place, `stair serve` runs while the rest of its page does.
+YAML is read as a recipe. Other commands are looked up: Make targets, files, options.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from html.parser import HTMLParser
@@ -97,6 +100,13 @@ def without_comment(line: str) -> str:
     return re.split(r"\s+#\s|\s{3,}", line)[0].strip()
 
 
+def indented_python(page: str) -> list[str]:
+    """What needs more than a test has, a cluster for example."""
+    text = BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    found = re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE)
+    return [textwrap.dedent(block) for block in found if re.search(r"^    (from|import) ", block, re.MULTILINE)]
+
+
 def of_training(group: Any) -> dict[str, object]:
     """What docs/training.md takes as given: two towers' hidden states, a head and a process group."""
     model = torch.nn.Linear(8, 600)
@@ -131,6 +141,22 @@ def test_the_code_blocks_of_a_page_run_in_their_order(page: str, place: Path, gr
                 elif command.startswith("curl ") and SERVED in command and shutil.which("curl"):
                     words = [*shlex.split(command.replace(SERVED, address)), "--silent", "--show-error", "--fail"]
                     assert subprocess.run(words, capture_output=True, check=True, timeout=60).stdout, command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if indented_python(page)])
+def test_code_that_is_not_run_calls_what_there_is(page: str) -> None:
+    """Its imports are there, and what is imported takes the arguments that it is given."""
+    known: dict[str, Any] = {}
+    for code in indented_python(page):
+        nodes = list(ast.walk(ast.parse(code)))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                known |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+                given = {str(keyword.arg): None for keyword in node.keywords}
+                inspect.signature(known[node.func.id]).bind(*node.args, **given)
 
 
 def test_the_written_recipe_has_every_name_with_its_default(tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.parametrize(("extra", "brings"), [("ray", "grpcio"), ("spark", "pyspark")])
+def test_an_extra_of_a_cluster_brings_the_command_line(wheel: Path, extra: str, brings: str) -> None:
+    """By the environment of the tests, which has everything."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--no-index"]
+    done = run(*pip, f"{wheel}[{extra}]")
+    assert done.returncode == 0, done.stderr
+    for name in ("typer", "transformers", brings):
+        assert re.search(rf"already satisfied: {name}\b", done.stdout), name
+
+
 def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     index = f"stair_kernels/_index{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -692,6 +692,11 @@ def test_no_write_permission_is_said_before_the_work(place: Path, tmp_path: Path
         (OSError(errno.EROFS, "Read-only file system", "/out"), 1, "/out: no permission"),
         (OSError(errno.EIO, "Input/output error", "/out"), 1, "/out: Input/output error"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/in"), 2, "/in: no such file"),
+        (
+            FileNotFoundError(errno.ENOENT, "no such folder; is it shared?", "/in"),
+            2,
+            "/in: no such folder; is it shared?",
+        ),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/in"), 2, "/in: not a directory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 1, "out of memory"),
         (MemoryError(), 1, "out of memory"),

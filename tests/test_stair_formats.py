@@ -189,6 +189,8 @@ def test_foreign_content(tmp_path: Path, format: str) -> None:
         '{"id": 1, "vector": {"red": "2"}}',
         '{"id": 1, "vector": {"red": NaN}}',
         '{"id": 1, "vector": {"red": true}}',
+        f'{{"id": 1, "vector": {{"red": 1{"0" * 400}}}}}',
+        '{"id": 1, "vector": {"red": 1e39}}',
         '{"id": 1, "vector": {"red": 1, "red": 2}}',
         '{"id": 1, "vector": {"blue": 1}}',
         '{"id": 1, "vector": {"red": 1}',
@@ -198,6 +200,52 @@ def test_bad_json_lines(tmp_path: Path, line: str) -> None:
     (tmp_path / "x.jsonl").write_text('{"id": 0, "vector": {"red": 1}}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"x\.jsonl, document 1: "):
         read(tmp_path / "x.jsonl", vocabulary=["red"])
+
+
+@pytest.mark.parametrize("format", READABLE)
+@pytest.mark.parametrize("wrong", ["x", str(2**63)])
+def test_an_id_that_is_no_integer_is_refused_by_its_document(tmp_path: Path, format: str, wrong: str) -> None:
+    path = tmp_path / "x"
+    write(path, made(ids=["1", "2", wrong, "4", "5"], vocabulary=VOCABULARY), format=format)
+    meta = json.loads(Path(f"{path}.meta.json").read_text())
+    Path(f"{path}.meta.json").write_text(json.dumps(meta | {"ids": "integer"}))
+    with pytest.raises(ValueError, match=rf"{path}, document 2: expected an integer id of 64 bits, got '{wrong}'"):
+        read(path, format=format, vocabulary=VOCABULARY)
+
+
+@pytest.mark.parametrize("format", READABLE)
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), 2.0])
+def test_a_scale_that_makes_no_sense_is_refused(tmp_path: Path, format: str, scale: float) -> None:
+    write(tmp_path / "x", made(vocabulary=VOCABULARY), format=format)
+    if scale == 2 and FORMATS[format].scaled:
+        assert len(read(tmp_path / "x", format=format, scale=scale)) == 5
+        return
+    message = "expected a number > 0" if FORMATS[format].scaled else f"{format} keeps the weights as they are"
+    with pytest.raises(ValueError, match=f"scale: {message}"):
+        read(tmp_path / "x", format=format, scale=scale)
+
+
+def test_a_term_with_two_postings_lists_is_refused(tmp_path: Path) -> None:
+    from google.protobuf.proto import serialize_length_prefixed
+
+    kinds = _messages()
+    with open(tmp_path / "x.ciff", "wb") as stream:
+        serialize_length_prefixed(kinds["Header"](version=1, num_postings_lists=2, num_docs=1), stream)
+        for _ in range(2):
+            one = kinds["PostingsList"](term="red", df=1, cf=1, postings=[kinds["Posting"](docid=0, tf=1)])
+            serialize_length_prefixed(one, stream)
+        serialize_length_prefixed(kinds["DocRecord"](docid=0, collection_docid="a", doclength=2), stream)
+    with pytest.raises(ValueError, match=r"x\.ciff: expected a postings list a term, got two of 'red'"):
+        read(tmp_path / "x.ciff")
+
+
+def test_rows_are_copied_only_where_they_have_to_be() -> None:
+    rows = scipy.sparse.csr_matrix(np.array([[0, 2, 1], [0, 0, 3]], np.float32))
+    assert np.shares_memory(Documents(rows).rows.data, rows.data)
+    unsorted = scipy.sparse.csr_matrix((np.array([1, 2, 0, 3], np.float32), [2, 1, 0, 2], [0, 2, 4]), (2, 3))
+    kept = unsorted.copy()
+    assert (Documents(unsorted).rows.indices.tolist(), Documents(unsorted).rows.data.tolist()) == ([1, 2, 2], [2, 1, 3])
+    assert (unsorted.indices.tolist(), unsorted.data.tolist()) == (kept.indices.tolist(), kept.data.tolist())
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

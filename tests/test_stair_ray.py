@@ -8,6 +8,9 @@ import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +23,12 @@ import ray
 import scipy.sparse
 import torch
 from ray.cluster_utils import Cluster
-from serving import random_rows, reload_under_load, running, save_shards, vector
+from serving import Client, random_rows, reload_under_load, running, save_shards, vector
 from stair.checkpoint import load
 from stair.cli import app
 from stair.cluster import commands
-from stair.cluster.pool import Stream, Task
+from stair.cluster.parts import Parts
+from stair.cluster.pool import Stream, Task, connect
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.slots import Slot
 from stair.cluster.work import Job, build_shards, encode_parts
@@ -40,13 +44,16 @@ from stair_kernels import SparseIndex
 pytestmark = pytest.mark.xdist_group("ray")
 STORE = 80 << 20  # the smallest that Ray takes
 SHARDS = 3
+with socket.create_server(("127.0.0.1", 0)) as free:
+    CLIENT_PORT = free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes with one CPU each; the head is one of them."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # 15 is Ray's: slow on a busy machine
-    made = Cluster(True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": CLIENT_PORT}
+    made = Cluster(True, head_node_args={**head, "object_store_memory": STORE})
     made.add_node(num_cpus=1, object_store_memory=STORE)
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
     yield made
@@ -88,6 +95,66 @@ def many(pool: RayPool, place: Path, inputs: list[Input]) -> Path:
     rows = encode_parts(inputs, place / "model", place / "rows", pool=pool, batch=4)
     build_shards(rows, place / "many", place / "model", shards=SHARDS, pool=pool)
     return place / "many"
+
+
+COMMANDS = """
+import json, sys
+from stair.cli import app
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+"""
+
+
+@contextlib.contextmanager
+def started(commands: list[list[str]], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Commands, one after the other in a process of their own, which is no part of Ray before."""
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, cwd=folder, env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_commands_join_a_cluster(cluster: Cluster, place: Path, inputs: list[Input], tmp_path: Path) -> None:
+    """Before `pool` takes the cluster's CPUs."""
+    given = [str(entry.picture or entry.text) for entry in inputs[:6]]
+    model, on_ray = ["--model", str(place / "model")], ["--workers", "1", "--ray", cluster.address]
+    commands = [
+        ["encode", *given, *model, "--out", "rows", *on_ray],
+        ["index", "build", *given, *model, "--out", "index", "--shards", "2", *on_ray],
+        ["search", "--index", "index", "--json", given[5], *on_ray],
+        ["serve", "index", "--port", "0", *on_ray],
+    ]
+    with started(commands, tmp_path) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = [process.stderr.readline() for _ in range(3)]
+        found = re.fullmatch(r"6 documents at http://127\.0\.0\.1:(\d+) \(Ctrl-C stops\)\n", said[-1])
+        assert said[:2] == ["6 rows in rows\n", "6 items in index\n"]
+        assert found, said[-1]
+        served = Client(int(found[1])).search(text=given[5], k=5).json["hits"]
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr.read()) == (130, "stair: stopped by Ctrl-C\n")
+        (answer,) = json.loads(process.stdout.read())
+    names = [hit["name"] for hit in answer["hits"]]
+    assert (names[0], names) == (given[5], [hit["name"] for hit in served])
+    rows, ids, _ = Parts.open(tmp_path / "rows").slice(0, 6)
+    expected = encode(*load(place / "model"), inputs[:6])
+    assert (ids, rows.indices.tolist()) == (given, expected.indices.tolist())
+
+
+@pytest.mark.parametrize("where", ["this machine", "Ray Client"])
+def test_a_command_starts_ray_or_asks_its_client_server(
+    cluster: Cluster, place: Path, tmp_path: Path, where: str
+) -> None:
+    words = ["encode", "a w1 red", "w2", "--model", str(place / "model"), "--out", "rows", "--workers", "1", "--ray"]
+    words += [f"ray://127.0.0.1:{CLIENT_PORT}"] if where == "Ray Client" else []
+    with started([words], tmp_path) as process:
+        assert process.communicate(timeout=120) == ("", "2 rows in rows\n")
+    assert Parts.open(tmp_path / "rows").slice(0, 2)[1] == ["a w1 red", "w2"]
 
 
 def assert_same(index: Any, one: Any, queries: Any, k: int) -> None:
@@ -295,11 +362,18 @@ def test_a_lost_worker_of_an_index_that_was_replaced_is_an_error_that_says_to_re
         assert found() == expected[1]
 
 
-def test_what_a_job_raises_is_raised_here(pool: RayPool, place: Path, tmp_path: Path, many: Path) -> None:
+def test_what_a_job_raises_is_raised_here(
+    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path, many: Path
+) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         encode_parts([Input("x", picture=tmp_path / "broken.png")], place / "model", tmp_path / "rows", pool=pool)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
+    given = [*inputs[2:6], Input("x", picture=tmp_path / "broken.png"), *inputs[:2]]
+    rows = encode_parts(given, place / "model", tmp_path / "rows", pool=pool, batch=1, skip_unreadable=True)
+    assert [path.name for path in rows.folder.glob("*.npz")].count("part-00004.npz") == 0
+    assert rows.slice(0, 9)[1] == [str(entry.picture or entry.name) for entry in inputs[2:6] + inputs[:2]]
+    assert [message.partition(":")[0] for message in rows.left_out] == [str(tmp_path / "broken.png")]
     index = open_on(pool, many)
     with pytest.raises(ValueError, match="k: expected an integer >= 1, got 0"):
         index.search(scipy.sparse.csr_matrix((1, index.vocab_size), dtype="float32"), 0)
@@ -398,6 +472,23 @@ def test_a_shard_that_is_gone_is_an_error_and_not_fewer_documents(
     shutil.rmtree(tmp_path / "other" / "shard-00001")
     with pytest.raises(ValueError, match="shard-00001 does not exist"):
         open_on(pool, tmp_path / "other")
+
+
+def test_an_address_that_cannot_be_joined_says_what_can(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is a node: Ray's answer where it is none."""
+
+    def init(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("No node info found matching attributes: '10.0.0.7' when trying to resolve node to connect")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match=rf"{cluster.address}: this machine is no node of it; give --ray ray://"):
+        connect(cluster.address)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"grpcio is not installed; ray://head:1 needs it: pip install 'stair-kernels\[ray"
+    ):
+        connect("ray://head:1")
 
 
 def test_no_worker_and_no_cluster_are_errors(cluster: Cluster, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import io
 import json
@@ -20,14 +21,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_cases import start, status
+from stair.checkpoint import fingerprint
 from stair.cli import app
-from stair.cluster import commands, layout
+from stair.cluster import commands, layout, scratch
 from stair.cluster.layout import Manifest
 from stair.cluster.parts import Parts
 from stair.cluster.shards import Holder, LocalShards, ShardedIndex
-from stair.cluster.work import Here, build_shards, encode_parts
+from stair.cluster.work import Encoder, Here, build_shards, encode_parts
 from stair.console import with_address
-from stair.encode import encode, read_inputs
+from stair.encode import Input, encode, read_inputs
 from stair.formats import read
 from stair.interchange import vocabulary_of
 from stair.search import Collection, documents, item_of, save_collection
@@ -307,6 +309,58 @@ def test_a_killed_build_leaves_the_old_index(place: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["sharded"]
 
 
+@pytest.mark.parametrize("command", ["build", "encode"])
+def test_what_a_killed_run_left_beside_its_place_is_cleared_by_the_next(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Encoded rows that were on their way to an index, or to stdout through the current folder."""
+    monkeypatch.chdir(tmp_path)
+    inputs = read_inputs([str(place / "pictures")])
+
+    class Killed(Here):
+        def stream(self, jobs: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run(pool: Here) -> None:
+        given: dict[str, Any] = {"pool": pool, "k": None, "batch": 2, "progress": lambda *numbers: None}
+        if command == "build":
+            commands.build(inputs, tmp_path / "many", place / "model", shards=2, **given)
+        else:
+            commands.encode(inputs, place / "model", None, **given)
+
+    with scratch.beside(tmp_path / "other") as held:  # another run's, which goes on
+        (held / "rows").touch()
+        (tmp_path / ".stair-0").mkdir()  # of one that was killed before it had its lock
+        (tmp_path / ".stair-mine").mkdir()
+        (tmp_path / ".stair-mine" / "letter.txt").touch()
+        assert status(start(functools.partial(run, Killed()))) == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".stair-*"))) == 3
+        run(Here())
+        assert (held / "rows").exists()
+    left = [".stair-mine", *(["many"] if command == "build" else [])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_a_folder_that_is_cleared_before_its_lock_is_taken_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another process that begins at the same time."""
+    lock, taken = fcntl.flock, list[int]()
+
+    def late(held: Any, kind: int) -> None:
+        taken.append(kind)
+        if len(taken) == 1:
+            scratch.clear(tmp_path)
+        lock(held, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with scratch.beside(tmp_path / "out") as work:
+        assert list(tmp_path.iterdir()) == [work.parent]
+        scratch.clear(tmp_path)
+        assert work.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_attempts_at_a_shard_leave_one(place: Path, tmp_path: Path) -> None:
     rows, _, items = Parts.open(place / "rows").slice(0, 4)
     units, ids, payloads = documents(rows, items)
@@ -363,6 +417,47 @@ def test_inputs_are_encoded_into_a_folder_or_a_file(place: Path, tmp_path: Path,
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("out", ["rows.npz", "rows", "one", "many"])
+def test_an_unreadable_picture_is_named_and_may_be_left_out(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "pictures", "pictures")
+    Path("broken").mkdir()
+    for folder in ("pictures", "broken"):
+        Path(folder, "broken.png").write_bytes(b"no picture")
+    words = ["encode"] if out.startswith("rows") else ["index", "build", *(["--shards", 2] if out == "many" else [])]
+    given = [*words, "--out", out, "--model", place / "model", "--batch", 1]
+    refused = stair(*given, "pictures", "a red dog")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "pictures/broken.png: not a readable picture" in refused.stderr
+    none = stair(*given, "broken", "--skip-unreadable")
+    assert (none.exit_code, "expected at least one that can be read, got none" in none.stderr) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "pictures"]
+
+    done = stair(*given, "pictures", "a red dog", "--skip-unreadable")
+    first, second, last = done.stderr.splitlines()
+    assert (done.exit_code, first.startswith("left out: ")) == (0, True)
+    assert "pictures/broken.png: not a readable picture" in first
+    assert (second, last.split()[0]) == ("1 left out, since they cannot be read", "5")
+    if out.startswith("rows"):
+        ids = read(Path(out)).names() if out == "rows.npz" else Parts.open(out).slice(0, 5)[1]
+        assert ids == [*(f"pictures/{name}.png" for name in ("blue", "green", "grey", "red")), "a red dog"]
+    else:
+        assert [item["name"] for item in Collection.open(out).items] == ["blue", "green", "grey", "red", "a red dog"]
+
+
+def test_a_missing_picture_is_never_left_out(place: Path, tmp_path: Path) -> None:
+    """It may be missing on the machine of a worker only."""
+    inputs = [*read_inputs([str(place / "pictures")]), Input("gone", picture=tmp_path / "gone.png")]
+    with pytest.raises(ValueError, match=r"gone\.png: no such picture"):
+        encode_parts(inputs, place / "model", tmp_path / "rows", pool=Here(), skip_unreadable=True)
+    with pytest.raises(FileNotFoundError, match="a file system that every worker shares"):
+        Encoder(str(place / "model"), fingerprint(place / "model")).encode(
+            str(tmp_path / "gone"), 0, inputs, ["x"] * 5, None, 8, True
+        )
+
+
 def test_the_commands_understand_shards(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "many"
     done = stair("index", "build", "--rows", place / "rows", "--model", place / "model", "--shards", 3, "--out", out)
@@ -389,6 +484,14 @@ def test_the_commands_understand_shards(place: Path, tmp_path: Path) -> None:
     [
         (["encode", "a", "--workers", "2"], "--workers: expected --ray as well"),
         (["index", "build", "--rows", "no", "--shards", "2"], "--rows: expected a folder that `stair encode` wrote"),
+        (
+            ["index", "build", "--rows", "no", "--k", "2"],
+            "--k: expected none with --rows, which are encoded already, got 2",
+        ),
+        (["index", "build", "--rows", "no", "--batch", "32"], "--batch: expected none with --rows"),
+        (["index", "build", "--rows", "no", "--skip-unreadable"], "--skip-unreadable: expected none with --rows"),
+        (["index", "build", "--rows", ".", "--scale", "2"], "--scale: expected none with a folder of --rows, got 2.0"),
+        (["index", "build", "a", "--scale", "2"], "--scale: expected none with inputs, got 2.0"),
         (["search", "a", "--index", "no", "--ray", "localhost:1"], "no Ray cluster at localhost:1"),
     ],
 )

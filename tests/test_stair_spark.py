@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from stair.checkpoint import fingerprint, load
 from stair.cluster.shards import ShardedIndex
 from stair.cluster.spark import _builder, _encoded, _encoder, build_shards, encode_dataframe
 from stair.encode import encode, read_inputs
+from stair.search import Collection, save_collection
 from tiny_stair import save_checkpoint, save_pictures
 
 from stair_kernels import SparseIndex
@@ -125,6 +127,18 @@ def _ancestors(process: str) -> set[str]:
     return found
 
 
+def failures(spark: SparkSession, stages: set[int]) -> int:
+    """Tasks that failed and stages that were begun again."""
+    found = [spark.sparkContext.statusTracker().getStageInfo(stage) for stage in stages]
+    return sum(stage.numFailedTasks + stage.currentAttemptId for stage in found if stage is not None)
+
+
+def stages_of(spark: SparkSession) -> set[int]:
+    tracker = spark.sparkContext.statusTracker()
+    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup()]
+    return {stage for job in jobs if job is not None for stage in job.stageIds}
+
+
 def kill_one_when(folder: Path, killed: list[int]) -> None:
     """Kills an executor as soon as a first shard is there."""
     deadline = time.monotonic() + 120
@@ -146,7 +160,7 @@ def assert_same(index: ShardedIndex, one: SparseIndex) -> None:
 def test_the_shards_of_a_dataframe_are_the_one_index_though_an_executor_dies(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    rows, killed = rows_of(0, 200), list[int]()
+    rows, killed, before = rows_of(0, 200), list[int](), stages_of(spark)
     ids = [f"é{number * 37 % 200}" for number in range(200)]
     killer = threading.Thread(target=kill_one_when, args=(tmp_path, killed))
     killer.start()
@@ -155,6 +169,7 @@ def test_the_shards_of_a_dataframe_are_the_one_index_though_an_executor_dies(
     built = build_shards(frame, out, shards=SHARDS, vocab_size=V, payload="kept", metadata={"of": "spark"})
     killer.join()
     assert (built, len(killed)) == (200, 1)
+    assert failures(spark, stages_of(spark) - before) > 0  # the kill hit work, which was done again
     index = ShardedIndex.open(out, verify=True)
     order = np.argsort(ids)
     one = SparseIndex.build(rows[order], np.array(ids)[order])
@@ -220,6 +235,16 @@ def test_a_task_may_have_several_shards_in_any_batches(tmp_path: Path) -> None:
     assert every == [[one for one, _, _ in shard] for shard in rows]
 
 
+def test_an_item_of_a_collection_is_made_of_its_id(tmp_path: Path) -> None:
+    ids = ["/photos/a dog.png", "a dog.png", "file:/photos/x.png", "/photos"]
+    made = _builder(str(tmp_path), V, True, True)(iter([batch_of([(one, [1, 2], [3.0, 4.0]) for one in ids])]))
+    assert next(made).to_pylist()[0]["error"] is None
+    index = SparseIndex.open(tmp_path / "shard-00000")
+    items = [json.loads(payload) for payload in index.payloads(ids)]
+    assert items == [{"name": "a dog", "picture": ids[0]}, *({"name": one} for one in ids[1:])]
+    np.testing.assert_allclose(index.rows(ids[:1]).data, [0.6, 0.8], rtol=1e-6)
+
+
 def test_texts_are_encoded_though_a_process_dies(spark: SparkSession, tmp_path: Path) -> None:
     model_dir = save_checkpoint(tmp_path / "model")
     texts = [f"a w{number % 40} red" for number in range(8)]
@@ -235,6 +260,16 @@ def test_texts_are_encoded_though_a_process_dies(spark: SparkSession, tmp_path: 
         kept = expected.indices[number] >= 0
         assert (row.id, row.indices) == (number, expected.indices[number][kept].tolist())
         torch.testing.assert_close(torch.tensor(row.values), expected.values[number][kept])
+    named = spark.createDataFrame([(texts[row.id], row.indices, row.values) for row in found], SCHEMA)
+    with pytest.raises(ValueError, match="id: expected a column of strings with model_dir, got bigint"):
+        build_shards(frame, tmp_path / "many", shards=2, vocab_size=80, indices="id", values="id", model_dir=model_dir)
+    assert build_shards(named, tmp_path / "many", shards=2, vocab_size=80, model_dir=model_dir) == len(texts)
+    rows = encode(model, processor, read_inputs(texts), batch=4)
+    save_collection(tmp_path / "one", rows, [{"name": text} for text in texts], model_dir)
+    vocabulary = processor.vocabulary()
+    many, one = (Collection.open(tmp_path / name).search(rows[:3], 1, vocabulary) for name in ("many", "one"))
+    assert [hits[0].item for hits in many] == [hits[0].item for hits in one] == [{"name": text} for text in texts[:3]]
+    assert [hits[0].score for hits in many] == pytest.approx([hits[0].score for hits in one])
 
 
 def test_pictures_are_encoded_from_bytes_and_paths(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ try:
         KeepOption,
         ModelOption,
         RayOption,
+        SkipOption,
         WorkersOption,
         encoded,
+        list_left_out,
         load_model,
         print_json,
         words,
@@ -101,6 +103,7 @@ def encode(
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    skip_unreadable: SkipOption = False,
     ray: RayOption = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -124,19 +127,26 @@ def encode(
         from stair.cluster import commands
 
         with workers_of(ray, workers) as pool, stages() as progress:
-            number = commands.encode(
-                found, model or DEMO / "model", out_file, pool=pool, k=k, batch=batch, progress=progress
+            number, left_out = commands.encode(
+                found,
+                model or DEMO / "model",
+                out_file,
+                pool=pool,
+                k=k,
+                batch=batch,
+                skip_unreadable=skip_unreadable,
+                progress=progress,
             )
-        if out_file is not None:
-            err.print(f"{number} rows in {out_file}", markup=False)
-        return
-    _, processor, rows = encoded(found, model or DEMO / "model", k, batch)
-    made = documents(rows, found, processor.vocabulary())
-    if out_file is None:
-        sys.stdout.writelines(jsonl.lines(made))
-        return
-    write(out_file, made)
-    err.print(f"{len(rows)} rows in {out_file}", markup=False)
+    else:
+        processor, rows, kept, left_out = encoded(found, model or DEMO / "model", k, batch, skip_unreadable)
+        made, number = documents(rows, [found[place] for place in kept], processor.vocabulary()), len(rows)
+        if out_file is None:
+            sys.stdout.writelines(jsonl.lines(made))
+        else:
+            write(out_file, made)
+    list_left_out(left_out)
+    if out_file is not None:
+        err.print(f"{number} rows in {out_file}", markup=False)
 
 
 @app.command()
@@ -216,7 +226,7 @@ def search(
         collection = commands.open_collection(pool, index_dir)
         folder = model or collection.model_dir
         collection.require_model(folder)
-        _, processor, rows = encoded(found, folder, None, 32)
+        processor, rows, _, _ = encoded(found, folder, None, 32)
         vocabulary = processor.vocabulary()
         results = collection.search(rows, k, vocabulary)
     if as_json:

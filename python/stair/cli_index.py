@@ -18,8 +18,10 @@ from stair.options import (
     KeepOption,
     ModelOption,
     RayOption,
+    SkipOption,
     WorkersOption,
     encoded,
+    list_left_out,
     print_json,
     words,
     workers_of,
@@ -45,11 +47,13 @@ def _commands(context: typer.Context) -> None:
 
 @app.command()
 def build(
+    context: typer.Context,
     inputs: InputsArgument = None,
     out_dir: Annotated[Path, typer.Option("--out", help="The index directory to write.")] = Path("out/index"),
     model: ModelOption = None,
     k: KeepOption = None,
     batch: BatchOption = 32,
+    skip_unreadable: SkipOption = False,
     rows_file: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +90,10 @@ def build(
     if rows_file is not None and inputs:
         raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
     in_parts = rows_file is not None and rows_file.is_dir()
+    if rows_file is not None:
+        _refuse(context, "--rows, which are encoded already", "k", "batch", "skip_unreadable")
+    if rows_file is None or in_parts:
+        _refuse(context, "a folder of --rows" if in_parts else "inputs", "scale")
     if in_parts or shards is not None or ray is not None or workers is not None:
         from stair.cluster import commands
 
@@ -95,7 +103,7 @@ def build(
             )
         require_replaceable(out_dir)
         with workers_of(ray, workers) as pool, stages() as progress:
-            number = commands.build(
+            number, left_out = commands.build(
                 rows_file or [entry for entry, _ in items_of(read_inputs(words(inputs)))],
                 out_dir,
                 folder,
@@ -103,22 +111,32 @@ def build(
                 pool=pool,
                 k=k,
                 batch=batch,
+                skip_unreadable=skip_unreadable,
                 progress=progress,
             )
     elif rows_file is not None:
         from stair.interchange import index_rows
 
-        number = index_rows(rows_file, out_dir, folder, scale=scale)
+        number, left_out = index_rows(rows_file, out_dir, folder, scale=scale), []
     else:
         found = items_of(read_inputs(words(inputs)))
         require_replaceable(out_dir)
-        _, _, rows = encoded([entry for entry, _ in found], folder, k, batch)
-        save_collection(out_dir, rows, [item for _, item in found], folder)
+        _, rows, kept, left_out = encoded([entry for entry, _ in found], folder, k, batch, skip_unreadable)
+        save_collection(out_dir, rows, [found[place][1] for place in kept], folder)
         number = len(rows)
     if as_json:
-        print_json({"index": str(out_dir), "items": number, "model": str(folder)})
+        print_json({"index": str(out_dir), "items": number, "model": str(folder), "left_out": left_out})
     else:
+        list_left_out(left_out)
         err.print(f"{number} items in {out_dir}", markup=False)
+
+
+def _refuse(context: typer.Context, of: str, *names: str) -> None:
+    """Raises ValueError for options that were given and have no meaning."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')}: expected none with {of}, got {context.params[name]}")
 
 
 @app.command()
@@ -148,7 +166,7 @@ def add(
             found = [(entry, item) for entry, item in found if item_id(item) not in held]
         if found:
             collection.require_model(collection.model_dir)
-            _, _, rows = encoded([entry for entry, _ in found], collection.model_dir, k, batch)
+            _, rows, _, _ = encoded([entry for entry, _ in found], collection.model_dir, k, batch)
             if replace and twice:
                 collection.index.delete(twice)
             collection.add(rows, [item for _, item in found])

@@ -81,7 +81,8 @@ def _where(error: BaseException) -> str:
 def _describe_os(error: OSError) -> tuple[str, int]:
     name = error.filename if error.filename is not None else "a file"
     if isinstance(error, FileNotFoundError):
-        return f"{name}: no such file or folder; check the path", BAD_INPUT
+        ours = error.strerror not in (None, os.strerror(errno.ENOENT))  # says more
+        return f"{name}: {error.strerror if ours else 'no such file or folder; check the path'}", BAD_INPUT
     if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
         return f"{name}: {(error.strerror or str(error)).lower()}; check the path", BAD_INPUT
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from stair.datasets import SUFFIXES, read_picture
 from stair.datasets.plain import pictures_below
@@ -16,6 +16,8 @@ from stair.formats.documents import as_csr
 from stair.monitor import Progress
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from stair import STAIRModel, STAIRProcessor
     from stair_kernels import SparseRows
 
@@ -97,6 +99,15 @@ def _lines(stream: IO[str], name: str) -> list[Input]:
     return found
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The rows of those inputs that could be read."""
+
+    rows: SparseRows | None  # [N, K]; None: there is no row
+    kept: list[int]  # N, which of the inputs each row is of
+    left_out: list[str]  # what was wrong with each of the others
+
+
 def encode(
     model: STAIRModel,
     processor: STAIRProcessor,
@@ -106,23 +117,66 @@ def encode(
     batch: int = 32,
     progress: Progress = lambda stage, done, total, numbers: None,
 ) -> SparseRows:  # [N, K]
-    """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says."""
+    """The rows of texts and pictures in the order given; K is `k`, or what the model's configuration says.
+
+    Raises ValueError for no inputs, or naming a picture that cannot be read.
+    """
+    return require_rows(encode_readable(model, processor, inputs, k=k, batch=batch, progress=progress).rows)
+
+
+def encode_readable(
+    model: STAIRModel,
+    processor: STAIRProcessor,
+    inputs: Sequence[Input],
+    *,
+    k: int | None = None,
+    batch: int = 32,
+    skip_unreadable: bool = False,
+    progress: Progress = lambda stage, done, total, numbers: None,
+) -> Encoded:
+    """The rows as `encode` gives them, but where `skip_unreadable` for pictures that are there and cannot be read."""
     import torch
 
     from stair_kernels import SparseRows
 
-    parts: list[SparseRows] = []
+    parts, kept, left_out = list[SparseRows](), list[int](), list[str]()
     done = 0
     with torch.inference_mode():
         for group in batches(inputs, batch):
             if group[0].picture is None:
                 parts.append(model.encode_text(**processor(text=[str(entry.text) for entry in group]), k=k))
+                kept += range(done, done + len(group))
             else:
-                pictures = [read_picture(entry.picture) for entry in group if entry.picture is not None]
-                parts.append(model.encode_image(**processor(images=pictures), k=k))
+                pictures, places, unreadable = _readable(group, skip_unreadable)
+                if pictures:
+                    parts.append(model.encode_image(**processor(images=pictures), k=k))
+                kept += [done + place for place in places]
+                left_out += unreadable
             done += len(group)
             progress("encode", done, len(inputs), {})
-    return SparseRows.cat(parts)
+    return Encoded(SparseRows.cat(parts) if parts else None, kept, left_out)
+
+
+def _readable(group: Sequence[Input], skip_unreadable: bool) -> tuple[list[Image], list[int], list[str]]:
+    """The pictures, their places in the group, and what is wrong with the others."""
+    pictures, places, unreadable = list[Any](), list[int](), list[str]()
+    for place, entry in enumerate(group):
+        assert entry.picture is not None
+        try:
+            pictures.append(read_picture(entry.picture))
+            places.append(place)
+        except ValueError as error:
+            if not skip_unreadable or not entry.picture.is_file():  # a machine may not see what others see
+                raise
+            unreadable.append(str(error))
+    return pictures, places, unreadable
+
+
+def require_rows(rows: SparseRows | None) -> SparseRows:
+    """Raises ValueError when no input had a row."""
+    if rows is None:
+        raise ValueError("inputs: expected at least one that can be read, got none")
+    return rows
 
 
 def batches(inputs: Sequence[Input], batch: int) -> Iterator[Sequence[Input]]:

@@ -117,6 +117,13 @@ def require_writable(folder: Path | str) -> None:
         probe.unlink(missing_ok=True)
 
 
+def require_shared(folder: Path | str) -> None:
+    """Raises FileNotFoundError where a worker does not see the folder that it is to write into."""
+    if not Path(folder).is_dir():  # it is another machine's, or the run that made it has ended
+        hint = "no such folder; is it on a file system that every worker shares? --out says where it is"
+        raise FileNotFoundError(errno.ENOENT, hint, str(folder))
+
+
 def sha256(path: Path | str) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as stream:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from stair.formats import Documents, read, write
 from stair.formats.documents import Meta, Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 def vocabulary_of(model_dir: Path) -> list[str]:

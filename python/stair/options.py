@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +36,10 @@ RayOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Workers of --ray.  [default: one a CPU]", show_default=False),
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and list them at the end."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DataArgument = Annotated[
@@ -90,14 +94,26 @@ def load_model(folder: Path) -> tuple[Any, Any]:
         return load(folder)
 
 
-def encoded(found: list[Any], folder: Path, k: int | None, batch: int) -> tuple[Any, Any, Any]:
-    """(model, processor, rows) of inputs, with a progress bar."""
-    from stair.encode import encode as encode_inputs
+def encoded(
+    found: list[Any], folder: Path, k: int | None, batch: int, skip_unreadable: bool = False
+) -> tuple[Any, Any, list[int], list[str]]:
+    """(processor, rows, which of the inputs they are of, what was wrong with the others), with a progress bar."""
+    from stair.encode import encode_readable, require_rows
 
     model, processor = load_model(folder)
     with stages() as progress:
-        rows = encode_inputs(model, processor, found, k=k, batch=batch, progress=progress)
-    return model, processor, rows
+        made = encode_readable(
+            model, processor, found, k=k, batch=batch, skip_unreadable=skip_unreadable, progress=progress
+        )
+    return processor, require_rows(made.rows), made.kept, made.left_out
+
+
+def list_left_out(left_out: Sequence[str]) -> None:
+    """On stderr: a line each, and how many."""
+    for message in left_out:
+        err.print(f"left out: {message}", markup=False)
+    if left_out:
+        err.print(f"{len(left_out)} left out, since they cannot be read", markup=False)
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from stair import search
+from stair.cluster import scratch
 from stair.cluster.parts import Parts
 from stair.cluster.work import SEARCH_TIMEOUT_S, Here, Pool, build_shards, encode_parts
 from stair.encode import Input
@@ -20,14 +19,6 @@ from stair.monitor import Progress
 from stair.search import Collection
 
 
-@contextmanager
-def _beside(out: Path | None) -> Iterator[Path]:
-    """A hidden folder on the file system of `out`, which workers share, or of the current folder."""
-    place = Path.cwd() if out is None else out.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".stair-", dir=place) as folder:
-        yield Path(folder)
-
-
 def encode(
     inputs: Sequence[Input],
     model_dir: Path,
@@ -36,21 +27,33 @@ def encode(
     pool: Pool,
     k: int | None,
     batch: int,
+    skip_unreadable: bool = False,
     progress: Progress,
-) -> int:
-    """Encodes into a folder of parts; or into parts that a file, or JSON lines on stdout, are then made of."""
+) -> tuple[int, Sequence[str]]:
+    """Encodes into a folder of parts; or into parts that a file, or JSON lines on stdout, are then made of.
+
+    Gives the number of rows, and what was wrong with each picture that was left out.
+    """
+    options: dict[str, Any] = {
+        "pool": pool,
+        "k": k,
+        "batch": batch,
+        "skip_unreadable": skip_unreadable,
+        "progress": progress,
+    }
     if out is not None and not out.suffix:
-        return len(encode_parts(inputs, model_dir, out, pool=pool, k=k, batch=batch, progress=progress))
+        rows = encode_parts(inputs, model_dir, out, **options)
+        return len(rows), rows.left_out
     vocabulary = vocabulary_of(model_dir)
-    with _beside(out) as folder:
-        rows = encode_parts(inputs, model_dir, folder / "rows", pool=pool, k=k, batch=batch, progress=progress)
+    with scratch.beside(out) as folder:
+        rows = encode_parts(inputs, model_dir, folder / "rows", **options)
         if out is None:
             for part, ids, _ in rows.each():
                 sys.stdout.writelines(jsonl.lines(Documents(as_csr(part), ids, vocabulary)))
         else:
             every, ids, _ = rows.slice(0, len(rows))
             write(out, Documents(as_csr(every), ids, vocabulary))
-        return len(rows)
+        return len(rows), rows.left_out
 
 
 def build(
@@ -62,14 +65,27 @@ def build(
     pool: Pool,
     k: int | None,
     batch: int,
+    skip_unreadable: bool = False,
     progress: Progress,
-) -> int:
-    """Builds a sharded index of encoded rows or of inputs; gives the number of documents."""
+) -> tuple[int, Sequence[str]]:
+    """Builds a sharded index of encoded rows or of inputs.
+
+    Gives the number of documents, and what was wrong with each picture that was left out.
+    """
     if isinstance(source, Path):
-        return build_shards(Parts.open(source), out, model_dir, shards=shards, pool=pool, progress=progress)
-    with _beside(out) as folder:
-        rows = encode_parts(source, model_dir, folder / "rows", pool=pool, k=k, batch=batch, progress=progress)
-        return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress)
+        return build_shards(Parts.open(source), out, model_dir, shards=shards, pool=pool, progress=progress), ()
+    with scratch.beside(out) as folder:
+        rows = encode_parts(
+            source,
+            model_dir,
+            folder / "rows",
+            pool=pool,
+            k=k,
+            batch=batch,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+        return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress), rows.left_out
 
 
 def open_index(pool: Pool, folder: Path, timeout_s: float = SEARCH_TIMEOUT_S) -> Any:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stair.files import replacing, replacing_folder
+from stair.files import replacing, replacing_folder, require_shared
 
 if TYPE_CHECKING:
     from stair_kernels import SparseIndex
@@ -106,8 +106,7 @@ def write_shard(folder: Path | str, number: int, index: SparseIndex) -> Shard:
     Raises RuntimeError when the two differ: what made the rows does not give the same ones twice.
     """
     place = Path(folder) / shard_folder(number)
-    if not place.parent.is_dir():  # the build that asked for it has ended
-        raise FileNotFoundError(2, "no such folder; is it on a file system that every worker shares?", str(folder))
+    require_shared(folder)
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     try:
         index.save(temporary)

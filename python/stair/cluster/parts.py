@@ -1,6 +1,6 @@
 """Encoded inputs on disk, in parts: what many workers write side by side, and what no process has to hold at once.
 
-parts.json           format, version, vocab_size, k, model_sha256; of each part its file and number of rows
+parts.json           format, version, model_sha256; of each part its file, rows, k, vocab_size; what was left out
 part-00000.npz ...   values [n, K] float32, indices [n, K] int32, and the ids and items as JSON in UTF-8
 """
 
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stair.files import replacing, replacing_folder
+from stair.files import replacing, replacing_folder, require_shared
 
 if TYPE_CHECKING:
     from stair_kernels import SparseRows
 
 MANIFEST = "parts.json"
 FORMAT = "stair parts"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Parts:
     folder: Path
     parts: tuple[Part, ...]
     model_sha256: str  # of the checkpoint that made the rows
+    left_out: tuple[str, ...]  # what was wrong with each input that has no row
 
     @staticmethod
     def open(folder: Path | str) -> Parts:
@@ -53,7 +54,8 @@ class Parts:
             fields = json.loads(path.read_bytes())
             if (fields["format"], fields["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {fields['format']!r:.80}, version {fields['version']!r:.80}")
-            return Parts(Path(folder), tuple(Part(**part) for part in fields["parts"]), fields["model_sha256"])
+            every = tuple(Part(**part) for part in fields["parts"])
+            return Parts(Path(folder), every, fields["model_sha256"], tuple(fields["left_out"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no rows that `stair encode --out FOLDER` wrote ({error})") from error
 
@@ -104,7 +106,11 @@ def writing(folder: Path | str) -> Iterator[Path]:
 def write_part(
     folder: Path | str, number: int, rows: SparseRows, ids: Sequence[str], items: Sequence[dict[str, Any]]
 ) -> Part:
-    """Writes one part whole or not at all; a second attempt at the same part replaces the first one."""
+    """Writes one part whole or not at all; a second attempt at the same part replaces the first one.
+
+    Raises FileNotFoundError when the folder is not to be seen from here.
+    """
+    require_shared(folder)
     file = Path(folder) / f"part-{number:05d}.npz"
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -135,11 +141,11 @@ def read_part(folder: Path, part: Part) -> tuple[SparseRows, list[str], list[dic
     return rows, ids, items
 
 
-def finish(staging: Path, parts: Sequence[Part], model_sha256: str) -> None:
+def finish(staging: Path, parts: Sequence[Part], model_sha256: str, left_out: Sequence[str]) -> None:
     """Writes the manifest, as the last thing."""
     for left in staging.glob(".part-*.tmp"):  # of workers that were killed
         left.unlink(missing_ok=True)
-    fields = {"format": FORMAT, "version": VERSION, "model_sha256": model_sha256}
+    fields = {"format": FORMAT, "version": VERSION, "model_sha256": model_sha256, "left_out": list(left_out)}
     with replacing(staging / MANIFEST) as stream:
         json.dump({**fields, "parts": [asdict(part) for part in parts]}, stream, indent=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from stair.cluster.work import ClusterError, Job
 try:
     import ray
 except ModuleNotFoundError as error:
-    raise ImportError("Ray is not installed: pip install 'stair-kernels[model,ray]'") from error
+    raise ImportError("Ray is not installed: pip install 'stair-kernels[ray]'") from error
 
 from stair.cluster.slots import Slot, Slots
 
@@ -239,14 +240,22 @@ def connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # those of jobs whose run has ended with the first one
     local = address in (None, "local")
     if address is not None and not local:
+        if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+            raise ImportError(f"grpcio is not installed; {address} needs it: pip install 'stair-kernels[ray]'")
         _require_reachable(address)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if local else {}
     try:
         ray.init("local" if local else address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "No node info found" in reason:
+            reason = (
+                "this machine is no node of it; give --ray ray://HOST:10001, the address of its Ray Client server, or"
+                f" make it one with `ray start --address={address}`"
+            )
         raise ClusterError(f"no Ray cluster at {address}: {reason}") from error
     return True
 

@@ -100,7 +100,7 @@ class Slots:
         the end after a rest; ClusterError when no other is there or on its way.
         """
         with self.lock:
-            if slot.starting is not reference:
+            if slot.starting != reference:  # by equality: Ray Client gives another object for it
                 return slot.there  # another thread has seen it
             try:
                 slot.process = ray.get(reference)

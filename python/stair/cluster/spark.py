@@ -9,6 +9,7 @@ done again, by Spark; its shard is written whole or not at all, and of two attem
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -21,6 +22,8 @@ import scipy.sparse
 from stair.cluster import layout
 from stair.cluster.layout import Manifest, Shard
 from stair.cluster.work import Encoder
+from stair.datasets import SUFFIXES
+from stair.search import collection_metadata
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 try:
     import pyspark.sql.functions as sf
 except ModuleNotFoundError as error:
-    raise ImportError("Spark is not installed: pip install 'stair-kernels[model,spark]'") from error
+    raise ImportError("Spark is not installed: pip install 'stair-kernels[spark]'") from error
 
 ROWS = "id {}, indices array<int>, values array<float>"
 BUILT = "number int, folder string, documents bigint, sha256 string, error string"
@@ -90,6 +93,7 @@ def build_shards(
     values: str = "values",
     payload: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    model_dir: Path | str | None = None,
 ) -> int:
     """Builds a sharded index of the rows of a DataFrame; gives the number of documents.
 
@@ -100,35 +104,44 @@ def build_shards(
         df: with unique ids, integers or strings; indices [n] of integers and values [n] of floats >= 0 a row.
         out: a directory that driver and executors share; the index there is replaced when the new one is complete.
         payload: a column of bytes or strings that are kept with the documents.
+        model_dir: the checkpoint that made the rows, for a collection, which `stair search` takes: each row is divided
+            by its norm, and an id, which has to be a string, is the absolute path of a picture or else a text.
 
     Raises:
-        ValueError: on missing columns, ids that are null or come twice, indices or weights that an index refuses, or
-            something else at `out`.
+        ValueError: on missing columns, ids that are null or come twice, indices or weights that an index refuses,
+            something else at `out`, or a payload, metadata or integer ids with `model_dir`.
     """
     _require_columns(df, id, indices, values, *([payload] if payload else []))
     kind = _kind(df, id)
     if shards < 1:
         raise ValueError(f"shards: expected an integer >= 1, got {shards}")
+    out, items = Path(os.path.abspath(out)), model_dir is not None
+    if model_dir is not None:
+        if payload is not None or metadata is not None:
+            raise ValueError("model_dir: expected neither payload nor metadata with it, got one")
+        if kind != "string":
+            raise ValueError(f"id: expected a column of strings with model_dir, got {kind}")
+        metadata = collection_metadata(out, Path(model_dir))
     columns = {"id": id, "indices": indices, "values": values, **({"payload": payload} if payload else {})}
     chosen = df.select([sf.col(column).alias(name) for name, column in columns.items()])
     number = sf.pmod(sf.crc32(sf.col("id").cast("string").cast("binary")), sf.lit(shards)).cast("int")
     dealt = chosen.withColumn("shard", sf.coalesce(number, sf.lit(0)))
     sorted_ = dealt.repartitionById(shards, sf.col("shard")).sortWithinPartitions("shard", "id")
-    out, made = Path(os.path.abspath(out)), list[Any]()
     with layout.building(out) as staging:
-        build = _builder(str(staging), vocab_size, kind == "string")
+        build = _builder(str(staging), vocab_size, kind == "string", items)
         made = sorted_.mapInArrow(build, BUILT).collect()
         if wrong := [row.error for row in made if row.error]:
             raise ValueError(wrong[0])
         found = {row.number: Shard(row.folder, row.documents, row.sha256) for row in made}
         for missing in set(range(shards)) - set(found):  # without rows
-            found[missing] = _build(str(staging), missing, [], vocab_size, kind == "string", payload is not None)
+            kept = items or payload is not None
+            found[missing] = _build(str(staging), missing, [], vocab_size, kind == "string", kept, items)
         every = tuple(found[number] for number in range(shards))
         return layout.finish(staging, Manifest(every, dict(metadata or {}), "ids"))
 
 
 def _builder(
-    staging: str, vocab_size: int, strings: bool
+    staging: str, vocab_size: int, strings: bool, items: bool = False
 ) -> Callable[[Iterator[pyarrow.RecordBatch]], Iterator[pyarrow.RecordBatch]]:
     """What a task does: its rows come by shard, and in a shard by id."""
 
@@ -136,9 +149,9 @@ def _builder(
         import pyarrow as pa
 
         for number, tables in _by_shard(batches):
-            payloads = "payload" in tables[0].schema.names
+            payloads = items or "payload" in tables[0].schema.names
             try:
-                made = _build(staging, number, tables, vocab_size, strings, payloads)
+                made = _build(staging, number, tables, vocab_size, strings, payloads, items)
                 row = [number, made.folder, made.documents, made.sha256, None]
             except ValueError as error:  # trying again would not help: the driver raises it
                 row = [number, None, None, None, f"shard {number}: {error}"]
@@ -175,8 +188,15 @@ def _by_shard(batches: Iterator[pyarrow.RecordBatch]) -> Iterator[tuple[int, lis
 
 
 def _build(
-    staging: str, number: int, tables: list[pyarrow.RecordBatch], vocab_size: int, strings: bool, payloads: bool
+    staging: str,
+    number: int,
+    tables: list[pyarrow.RecordBatch],
+    vocab_size: int,
+    strings: bool,
+    payloads: bool,
+    items: bool,
 ) -> Shard:
+    """One shard. `payloads`: documents keep something, `items`: made of their ids, as a collection's are."""
     from stair_kernels import SparseIndex
 
     ids = [one for table in tables for one in table.column("id").to_pylist()]
@@ -190,9 +210,21 @@ def _build(
     matrix = scipy.sparse.csr_matrix(
         (weights.astype(np.float32), terms.astype(np.int32), starts), (len(ids), vocab_size)
     )
-    kept = [_as_bytes(one) for table in tables for one in table.column("payload").to_pylist()] if payloads else None
+    kept = None
+    if items:
+        norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=1), np.float64)).ravel()
+        matrix.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(matrix.indptr)).astype(np.float32)
+        kept = [json.dumps(_item(one), ensure_ascii=False).encode() for one in ids]
+    elif payloads:
+        kept = [_as_bytes(one) for table in tables for one in table.column("payload").to_pylist()]
     named = np.array(ids, str) if strings else np.array(ids, np.int64)
     return layout.write_shard(staging, number, SparseIndex.build(matrix, named, payloads=kept))
+
+
+def _item(id: str) -> dict[str, Any]:
+    path = Path(id)
+    picture = path.is_absolute() and path.suffix.lower() in SUFFIXES
+    return {"name": path.stem, "picture": id} if picture else {"name": id}
 
 
 def _csr_arrays(table: pyarrow.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

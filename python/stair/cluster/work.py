@@ -16,7 +16,8 @@ from stair.cluster import layout, parts
 from stair.cluster.layout import Manifest, Shard
 from stair.cluster.parts import Part, Parts
 from stair.cluster.shards import Holder
-from stair.encode import Input, batches, encode
+from stair.encode import Input, batches, encode_readable
+from stair.files import require_shared
 from stair.monitor import Progress
 from stair.search import collection_metadata, documents, item_of
 
@@ -96,6 +97,14 @@ class Here:
             yield self._desk.do(job.make, job.needs, job.method, job.arguments, job.owner)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What became of the inputs of one job."""
+
+    part: Part | None  # None: none of them could be read
+    left_out: list[str]  # what was wrong with those that have no row
+
+
 class Encoder:
     """A model, loaded once."""
 
@@ -107,14 +116,23 @@ class Encoder:
         self.model, self.processor = load(model_dir)
 
     def encode(
-        self, folder: str, number: int, groups: Sequence[Sequence[Input]], ids: Sequence[str], k: int | None
-    ) -> Part:
-        """Encodes batches, and writes their rows as one part."""
-        from stair_kernels import SparseRows
-
-        rows = [encode(self.model, self.processor, group, k=k, batch=len(group)) for group in groups]
-        items = [item_of(entry) for group in groups for entry in group]
-        return parts.write_part(folder, number, SparseRows.cat(rows), ids, items)
+        self,
+        folder: str,
+        number: int,
+        inputs: Sequence[Input],
+        ids: Sequence[str],
+        k: int | None,
+        batch: int,
+        skip_unreadable: bool,
+    ) -> Written:
+        """Encodes inputs, and writes their rows as one part."""
+        require_shared(folder)  # before the work
+        made = encode_readable(self.model, self.processor, inputs, k=k, batch=batch, skip_unreadable=skip_unreadable)
+        if made.rows is None:
+            return Written(None, made.left_out)
+        items = [item_of(inputs[place]) for place in made.kept]
+        part = parts.write_part(folder, number, made.rows, [ids[place] for place in made.kept], items)
+        return Written(part, made.left_out)
 
 
 class Builder:
@@ -150,9 +168,10 @@ def encode_parts(
     pool: Pool,
     k: int | None = None,
     batch: int = 32,
+    skip_unreadable: bool = False,
     progress: Progress = lambda stage, done, total, numbers: None,
 ) -> Parts:
-    """Encodes inputs into a folder of parts: the rows of `stair.encode.encode`, in the same batches.
+    """Encodes inputs into a folder of parts: the rows of `stair.encode.encode_readable`, in the same batches.
 
     Raises ValueError for no inputs, one that cannot be read, or something else at `out`; whatever `pool` raises.
     """
@@ -166,18 +185,23 @@ def encode_parts(
 
     def jobs(staging: Path) -> Iterator[Job]:
         for number, start in enumerate(range(0, len(groups), size)):
-            taken = groups[start : start + size]
-            ids = [str(entry.picture or entry.name) for group in taken for entry in group]
-            reachable = [[_absolute(entry) for entry in group] for group in taken]
+            taken = [entry for group in groups[start : start + size] for entry in group]
+            ids = [str(entry.picture or entry.name) for entry in taken]
+            reachable = [_absolute(entry) for entry in taken]
             name = f"part {number} (inputs {ids[0]!r:.80} to {ids[-1]!r:.80})"
-            yield Job(name, Encoder, (model, sha256), "encode", (str(staging), number, reachable, ids, k))
+            arguments = (str(staging), number, reachable, ids, k, batch, skip_unreadable)
+            yield Job(name, Encoder, (model, sha256), "encode", arguments)
 
-    made: list[Part] = []
+    made, left_out, done = list[Part](), list[str](), 0
     with parts.writing(out) as staging:
-        for part in pool.stream(jobs(staging)):
-            made.append(part)
-            progress("encode", sum(part.rows for part in made), len(inputs), {})
-        parts.finish(staging, made, sha256)
+        for written in pool.stream(jobs(staging)):
+            made += [] if written.part is None else [written.part]
+            left_out += written.left_out
+            done += len(written.left_out) + (0 if written.part is None else written.part.rows)
+            progress("encode", done, len(inputs), {})
+        if not made:
+            raise ValueError(f"inputs: expected at least one that can be read, got none ({left_out[0]})")
+        parts.finish(staging, made, sha256, left_out)
     return Parts.open(out)
 
 

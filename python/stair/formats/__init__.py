@@ -11,6 +11,8 @@ weight is the stored number divided by the scale.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +81,7 @@ def write(
     name = format_of(path, format)
     if keys not in KEYS:
         raise ValueError(f"keys: expected one of {', '.join(KEYS)}, got {keys!r}")
-    if scale is not None and not FORMATS[name].scaled:
-        raise ValueError(f"scale: {name} keeps the weights as they are; expected none, got {scale}")
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"scale: expected a number > 0, got {scale}")
+    _require_scale(name, scale)
     meta: Meta = {
         "format": name,
         "documents": len(documents),
@@ -104,11 +103,11 @@ def read(
         format: by PATH's ending when None.
         vocabulary: the terms in the order of their numbers. None: tokens get numbers in their own order, and
             `vocabulary` of the result says which.
-        scale: what stored weights are divided by; as PATH.meta.json says when None, or 1 without that file.
+        scale: what stored weights of jsonl and ciff are divided by; None: as PATH.meta.json says, or 1 without it.
 
     Raises:
         ValueError: naming the file and the place in it, when it is damaged, of another format, or has a term that the
-            vocabulary has not.
+            vocabulary has not; on a scale that the format has not.
     """
     path = Path(path)
     name = format_of(path, format)
@@ -116,6 +115,7 @@ def read(
     if reader is None:
         known = ", ".join(key for key, kind in FORMATS.items() if kind.read)
         raise ValueError(f"format: {name} is written for an engine and not read; expected one of {known}")
+    _require_scale(name, scale)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     meta = read_meta(path)
@@ -136,6 +136,14 @@ def format_of(path: Path, format: str | None = None) -> str:
     return format or BY_SUFFIX[path.suffix]
 
 
+def _require_scale(name: str, scale: float | None) -> None:
+    """Raises ValueError where the format has no scale, or this is none."""
+    if scale is not None and not FORMATS[name].scaled:
+        raise ValueError(f"scale: {name} keeps the weights as they are; expected none, got {scale}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a number > 0, got {scale}")
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """What lies beside a file, or nothing."""
     file = beside(path, META)
@@ -146,7 +154,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
     scale, V = (meta.get("scale", 1.0), meta.get("vocab_size", 0)) if isinstance(meta, dict) else (None, None)
-    if not isinstance(scale, (int, float)) or not scale > 0 or type(V) is not int or V < 0:
+    if not isinstance(scale, (int, float)) or not 0 < scale <= sys.float_info.max or type(V) is not int or V < 0:
         raise ValueError(f"{file}: expected an object with a scale > 0 and a vocab_size >= 0, got {str(meta)[:60]}")
     return meta
 

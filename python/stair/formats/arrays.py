@@ -49,7 +49,7 @@ def read_csr(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Docume
     _require_csr(path, starts, columns, V)
     names = None
     if beside(path, IDS).is_file():
-        names = typed_ids(beside(path, IDS).read_text(encoding="utf-8").splitlines(), meta)
+        names = typed_ids(path, beside(path, IDS).read_text(encoding="utf-8").splitlines(), meta)
     return _checked(path, scipy.sparse.csr_matrix((weights, columns, starts), shape=(N, V)), names, vocabulary)
 
 
@@ -93,7 +93,7 @@ def read_npz(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Docume
     if starts.dtype.kind not in "iu" or columns.dtype.kind not in "iu" or weights.dtype.kind not in "fiu":
         raise ValueError(f"{path}: expected integer indices and real weights, got {columns.dtype} and {weights.dtype}")
     _require_csr(path, starts, columns, V)
-    names = typed_ids(parts["names"].tolist(), meta) if "names" in parts else None
+    names = typed_ids(path, parts["names"].tolist(), meta) if "names" in parts else None
     return _checked(path, scipy.sparse.csr_matrix((weights, columns, starts), shape=(N, V)), names, vocabulary)
 
 

@@ -102,8 +102,11 @@ def read(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Documents:
         raise ValueError(f"{path}: expected a scale > 0, got {scale}")
     known = known_keys(meta, vocabulary) or [message.term for message in lists]
     number = {term: v for v, term in enumerate(known)}
-    documents, columns, weights = [], [], []
+    documents, columns, weights, seen = [], [], [], set[str]()
     for message in lists:
+        if message.term in seen:
+            raise ValueError(f"{path}: expected a postings list a term, got two of {message.term!r}")
+        seen.add(message.term)
         if message.term not in number:
             raise ValueError(f"{path}: the vocabulary has no term {message.term!r}")
         places = np.cumsum([posting.docid for posting in message.postings], dtype=np.int64)
@@ -118,8 +121,9 @@ def read(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Documents:
     tokens = vocabulary if meta.get("keys") == "id" else known
     if [record.docid for record in records] != list(range(len(records))):
         raise ValueError(f"{path}: expected the records of documents 0 .. {len(records) - 1} in order")
+    ids = typed_ids(path, [record.collection_docid for record in records], meta)
     try:
-        return Documents(rows, typed_ids([record.collection_docid for record in records], meta), tokens)
+        return Documents(rows, ids, tokens)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -21,7 +21,7 @@ REPORT_EVERY = 1000  # documents
 
 @dataclass(frozen=True)
 class Documents:
-    """N documents over V terms.
+    """N documents over V terms. Rows that are as said here are kept as they are given, without a copy.
 
     Raises:
         ValueError: on another number of ids, items or tokens, tokens that come twice, and weights that are negative,
@@ -34,9 +34,11 @@ class Documents:
     items: Sequence[dict[str, Any]] | None = None  # N, shown by engines that keep a payload
 
     def __post_init__(self) -> None:
-        rows = scipy.sparse.csr_matrix(self.rows, dtype=np.float32, copy=True)
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
+        rows = scipy.sparse.csr_matrix(self.rows, dtype=np.float32)  # of the same arrays, which may be large
+        if not (rows.has_canonical_format and rows.data.all()):
+            rows = rows.copy()
+            rows.sum_duplicates()
+            rows.eliminate_zeros()
         if not (np.isfinite(rows.data).all() and (rows.data >= 0).all()):
             raise ValueError("rows: expected finite weights >= 0")
         object.__setattr__(self, "rows", rows)
@@ -121,9 +123,19 @@ def known_keys(meta: Meta, vocabulary: Sequence[str] | None) -> Sequence[str] | 
     return [str(number) for number in range(meta.get("vocab_size", 0) if vocabulary is None else len(vocabulary))]
 
 
-def typed_ids(names: Sequence[str], meta: Meta) -> np.ndarray | list[str] | None:
-    """Ids as strings back to what they were."""
+def typed_ids(path: Path, names: Sequence[str], meta: Meta) -> np.ndarray | list[str] | None:
+    """Ids as strings back to what they were; ValueError naming the document whose id is no int64."""
     kind = meta.get("ids", "string")
     if kind == "none":
         return None
-    return np.array([int(name) for name in names], np.int64) if kind == "integer" else list(names)
+    if kind != "integer":
+        return list(names)
+    ids = np.zeros(len(names), np.int64)
+    for number, name in enumerate(names):
+        try:
+            ids[number] = int(name)
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"{path}, document {number}: expected an integer id of 64 bits, got {name[:60]!r}"
+            ) from None
+    return ids

@@ -11,8 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stair.files import replacing
 from stair.formats.documents import Documents, Meta, Progress, gathered, known_keys, typed_ids
+
+MOST = float(np.finfo(np.float32).max)  # of a weight
 
 
 def write(path: Path, documents: Documents, keys: str, scale: float | None, progress: Progress) -> Meta:
@@ -51,8 +55,9 @@ def read(path: Path, vocabulary: Sequence[str] | None, meta: Meta) -> Documents:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, document {len(names)}: {error}") from None
     rows, known = gathered(path, entries, known_keys(meta, vocabulary))
+    ids = typed_ids(path, names, meta)
     try:
-        return Documents(rows, typed_ids(names, meta), vocabulary if meta.get("keys") == "id" else known)
+        return Documents(rows, ids, vocabulary if meta.get("keys") == "id" else known)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -63,8 +68,8 @@ def _parsed(line: str) -> tuple[str, dict[str, float]]:
         raise ValueError(f'expected {{"id": ..., "vector": {{term: weight}}}}, got {line.strip()[:60]}')
     vector: dict[str, Any] = record["vector"]
     for term, weight in vector.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise ValueError(f"expected a finite weight >= 0 of {term!r}, got {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MOST:
+            raise ValueError(f"expected a finite weight >= 0 of {term!r}, got {str(weight)[:60]}")
     return str(record["id"]), vector
 
 
