@@ -82,7 +82,7 @@ class RayPool:
         address: of a cluster that is there ("host:port", "ray://host:port", "auto"); None or "local" starts Ray on this
             machine, until `close`. Where Ray is initialized already, that is used.
         workers: at a time; as many as the cluster has CPUs for when None.
-        cpus: that each of them takes.
+        cpus, gpus: that each of them takes.
         attempts: how often a job may lose its worker before that is an error, at least 2.
         start_timeout_s: how long no worker at all may be there before that is an error.
 
@@ -96,6 +96,7 @@ class RayPool:
         *,
         workers: int | None = None,
         cpus: float = 1,
+        gpus: float = 0,
         attempts: int = ATTEMPTS,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
@@ -104,10 +105,12 @@ class RayPool:
         self._began = connect(address)
         self._lock = threading.RLock()
         self._attempts, self._start_timeout_s = attempts, start_timeout_s
-        self._make = ray.remote(Worker).options(num_cpus=cpus, max_restarts=0)
-        fit = int(ray.cluster_resources().get("CPU", 0) // cpus)
+        self._make = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
+        there = ray.cluster_resources()
+        fit = int(min(there.get(kind, 0) // each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each))
         if (number := workers or fit) < 1:
-            raise ClusterError(f"the cluster has no worker of {cpus} CPUs: {ray.cluster_resources()}")
+            wanted = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+            raise ClusterError(f"the cluster has no worker of {wanted}: {there}")
         self.slots = [self._start() for _ in range(number)]
 
     @property
