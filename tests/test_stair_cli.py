@@ -226,6 +226,7 @@ def test_index_and_train_tell_a_script_what_they_made(place: Path, tmp_path: Pat
         "index": str(tmp_path / "index"),
         "items": len(COLORS),
         "model": str(place / "model"),
+        "left_out": [],
     }
     trained = stair(*train_args(place, tmp_path / "mine", "--steps", 2, "--held-out", 0.25, "--json"))
     found = json.loads(trained.stdout)

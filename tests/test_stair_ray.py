@@ -54,7 +54,7 @@ def cluster() -> Iterator[Cluster]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # 15 is Ray's: slow on a busy machine
     head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": CLIENT_PORT}
     made = Cluster(True, head_node_args={**head, "object_store_memory": STORE})
-    made.add_node(num_cpus=1, object_store_memory=STORE)
+    made.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)  # no real one
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
@@ -144,6 +144,18 @@ def test_the_commands_join_a_cluster(cluster: Cluster, place: Path, inputs: list
     rows, ids, _ = Parts.open(tmp_path / "rows").slice(0, 6)
     expected = encode(*load(place / "model"), inputs[:6])
     assert (ids, rows.indices.tolist()) == (given, expected.indices.tolist())
+
+
+def test_a_worker_that_encodes_on_a_gpu_has_one_to_itself(
+    cluster: Cluster, place: Path, inputs: list[Input], tmp_path: Path
+) -> None:
+    """Up to where torch sees none."""
+    with RayPool(gpus=1) as pool:
+        with pytest.raises(ValueError, match="expected one of 0 CUDA devices, got 'cuda'"):
+            encode_parts(inputs, place / "model", tmp_path / "rows", pool=pool, device="cuda")
+        assert (pool.workers, ray.available_resources().get("GPU", 0)) == (1, 0)
+    with pytest.raises(ClusterError, match="no worker of 1 CPUs and 2 GPUs"):
+        RayPool(gpus=2)
 
 
 @pytest.mark.parametrize("where", ["this machine", "Ray Client"])
@@ -241,8 +253,8 @@ def test_the_commands_with_ray_give_what_they_give_without(
     """By the workers that there are already."""
     asked: list[Any] = []
 
-    def lent(address: str, workers: int | None) -> Any:
-        asked.append((address, workers))
+    def lent(address: str, workers: int | None, gpus: int) -> Any:
+        asked.append((address, workers, gpus))
         return contextlib.nullcontext(pool)
 
     monkeypatch.setattr("stair.cluster.ray.RayPool", lent)
@@ -256,7 +268,7 @@ def test_the_commands_with_ray_give_what_they_give_without(
     assert json.loads(found[1].stdout) == json.loads(found[0].stdout)
     assert json.loads(found[0].stdout)[0]["hits"][0]["name"] == "a w1 red"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "pictures"]
-    assert asked == [("local", 2)] * 2
+    assert asked == [("local", 2, 0)] * 2
 
 
 def test_large_queries_are_put_into_the_store_once(

@@ -368,7 +368,7 @@ def test_a_late_answer_is_a_504_and_a_query_that_still_waits_is_not_searched(slo
 def test_shards_are_served_and_a_build_of_them_is_noticed(place: Path, tmp_path: Path) -> None:
     inputs = read_inputs(["a red fruit", "dog", "blue sky", "night"])
     build = partial(commands.build, model_dir=place / "model", pool=Here(), k=None, batch=2, progress=lambda *_: None)
-    assert build(inputs, tmp_path / "many", shards=2) == 4
+    assert build(inputs, tmp_path / "many", shards=2) == (4, ())
     with running(Folder(tmp_path / "many"), Settings()) as client:
         assert client.ask("GET", "/v1/index").json["documents"] == 4
         assert client.search(text="dog", k=1).json["hits"][0]["name"] == "dog"

@@ -491,6 +491,8 @@ def test_the_commands_understand_shards(place: Path, tmp_path: Path) -> None:
         (["index", "build", "--rows", "no", "--batch", "32"], "--batch: expected none with --rows"),
         (["index", "build", "--rows", "no", "--skip-unreadable"], "--skip-unreadable: expected none with --rows"),
         (["index", "build", "--rows", ".", "--scale", "2"], "--scale: expected none with a folder of --rows, got 2.0"),
+        (["encode", "a", "--device", "cuda:1", "--ray"], "--device: expected cpu or cuda with --ray, got 'cuda:1'"),
+        (["encode", "a", "--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["index", "build", "a", "--scale", "2"], "--scale: expected none with inputs, got 2.0"),
         (["search", "a", "--index", "no", "--ray", "localhost:1"], "no Ray cluster at localhost:1"),
     ],

@@ -14,6 +14,7 @@ try:
     from stair.options import (
         DEMO,
         BatchOption,
+        DeviceOption,
         InputsArgument,
         JsonOption,
         KeepOption,
@@ -104,6 +105,7 @@ def encode(
     k: KeepOption = None,
     batch: BatchOption = 32,
     skip_unreadable: SkipOption = False,
+    device: DeviceOption = "cpu",
     ray: RayOption = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -126,7 +128,7 @@ def encode(
     if in_parts or ray is not None or workers is not None:
         from stair.cluster import commands
 
-        with workers_of(ray, workers) as pool, stages() as progress:
+        with workers_of(ray, workers, device) as pool, stages() as progress:
             number, left_out = commands.encode(
                 found,
                 model or DEMO / "model",
@@ -135,10 +137,11 @@ def encode(
                 k=k,
                 batch=batch,
                 skip_unreadable=skip_unreadable,
+                device=device,
                 progress=progress,
             )
     else:
-        processor, rows, kept, left_out = encoded(found, model or DEMO / "model", k, batch, skip_unreadable)
+        processor, rows, kept, left_out = encoded(found, model or DEMO / "model", k, batch, skip_unreadable, device)
         made, number = documents(rows, [found[place] for place in kept], processor.vocabulary()), len(rows)
         if out_file is None:
             sys.stdout.writelines(jsonl.lines(made))

@@ -13,6 +13,7 @@ from stair.console import BAD_INPUT, err, stages
 from stair.options import (
     DEMO,
     BatchOption,
+    DeviceOption,
     InputsArgument,
     JsonOption,
     KeepOption,
@@ -54,6 +55,7 @@ def build(
     k: KeepOption = None,
     batch: BatchOption = 32,
     skip_unreadable: SkipOption = False,
+    device: DeviceOption = "cpu",
     rows_file: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +93,7 @@ def build(
         raise ValueError(f"INPUT, --rows: expected one of the two, got {inputs[0]!r} and {rows_file}")
     in_parts = rows_file is not None and rows_file.is_dir()
     if rows_file is not None:
-        _refuse(context, "--rows, which are encoded already", "k", "batch", "skip_unreadable")
+        _refuse(context, "--rows, which are encoded already", "k", "batch", "skip_unreadable", "device")
     if rows_file is None or in_parts:
         _refuse(context, "a folder of --rows" if in_parts else "inputs", "scale")
     if in_parts or shards is not None or ray is not None or workers is not None:
@@ -102,7 +104,7 @@ def build(
                 f"--rows: expected a folder that `stair encode` wrote, to build shards of, got {rows_file}"
             )
         require_replaceable(out_dir)
-        with workers_of(ray, workers) as pool, stages() as progress:
+        with workers_of(ray, workers, device) as pool, stages() as progress:
             number, left_out = commands.build(
                 rows_file or [entry for entry, _ in items_of(read_inputs(words(inputs)))],
                 out_dir,
@@ -112,6 +114,7 @@ def build(
                 k=k,
                 batch=batch,
                 skip_unreadable=skip_unreadable,
+                device=device,
                 progress=progress,
             )
     elif rows_file is not None:
@@ -121,7 +124,7 @@ def build(
     else:
         found = items_of(read_inputs(words(inputs)))
         require_replaceable(out_dir)
-        _, rows, kept, left_out = encoded([entry for entry, _ in found], folder, k, batch, skip_unreadable)
+        _, rows, kept, left_out = encoded([entry for entry, _ in found], folder, k, batch, skip_unreadable, device)
         save_collection(out_dir, rows, [found[place][1] for place in kept], folder)
         number = len(rows)
     if as_json:

@@ -17,6 +17,7 @@ from stair.monitor import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from stair import STAIRModel, STAIRProcessor
     from stair_kernels import SparseRows
@@ -134,7 +135,7 @@ def encode_readable(
     skip_unreadable: bool = False,
     progress: Progress = lambda stage, done, total, numbers: None,
 ) -> Encoded:
-    """The rows as `encode` gives them, but where `skip_unreadable` for pictures that are there and cannot be read."""
+    """The rows as `encode` gives them; with `skip_unreadable` without pictures that are there and cannot be read."""
     import torch
 
     from stair_kernels import SparseRows
@@ -144,17 +145,24 @@ def encode_readable(
     with torch.inference_mode():
         for group in batches(inputs, batch):
             if group[0].picture is None:
-                parts.append(model.encode_text(**processor(text=[str(entry.text) for entry in group]), k=k))
+                texts = processor(text=[str(entry.text) for entry in group])
+                parts.append(model.encode_text(**_moved(texts, model), k=k).to("cpu"))
                 kept += range(done, done + len(group))
             else:
                 pictures, places, unreadable = _readable(group, skip_unreadable)
                 if pictures:
-                    parts.append(model.encode_image(**processor(images=pictures), k=k))
+                    parts.append(model.encode_image(**_moved(processor(images=pictures), model), k=k).to("cpu"))
                 kept += [done + place for place in places]
                 left_out += unreadable
             done += len(group)
             progress("encode", done, len(inputs), {})
     return Encoded(SparseRows.cat(parts) if parts else None, kept, left_out)
+
+
+def _moved(tensors: dict[str, Tensor], model: STAIRModel) -> dict[str, Tensor]:
+    """To where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _readable(group: Sequence[Input], skip_unreadable: bool) -> tuple[list[Image], list[int], list[str]]:

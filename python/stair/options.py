@@ -41,6 +41,10 @@ SkipOption = Annotated[
     bool,
     typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and list them at the end."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cpu; cuda or cuda:N: a GPU of this machine; with --ray, cuda: one for each worker."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DataArgument = Annotated[
     Path,
@@ -95,12 +99,20 @@ def load_model(folder: Path) -> tuple[Any, Any]:
 
 
 def encoded(
-    found: list[Any], folder: Path, k: int | None, batch: int, skip_unreadable: bool = False
+    found: list[Any],
+    folder: Path,
+    k: int | None,
+    batch: int,
+    skip_unreadable: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, Any, list[int], list[str]]:
     """(processor, rows, which of the inputs they are of, what was wrong with the others), with a progress bar."""
     from stair.encode import encode_readable, require_rows
+    from stair.parallel import device_of
 
+    place = device_of(device)
     model, processor = load_model(folder)
+    model.to(place)
     with stages() as progress:
         made = encode_readable(
             model, processor, found, k=k, batch=batch, skip_unreadable=skip_unreadable, progress=progress
@@ -117,10 +129,12 @@ def list_left_out(left_out: Sequence[str]) -> None:
 
 
 @contextmanager
-def workers_of(ray: str | None, workers: int | None) -> Iterator[Any]:
+def workers_of(ray: str | None, workers: int | None, device: str = "cpu") -> Iterator[Any]:
     """This process, or those of --ray: what does the jobs of `stair.cluster.work`."""
     from stair.cluster.work import Here
 
+    if ray is not None and device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda with --ray, got {device!r}")
     if ray is None:
         if workers is not None:
             raise ValueError("--workers: expected --ray as well")
@@ -130,7 +144,7 @@ def workers_of(ray: str | None, workers: int | None) -> Iterator[Any]:
 
     with ExitStack() as stack:
         with err.status("starting the workers"):
-            pool = stack.enter_context(RayPool(ray, workers=workers))
+            pool = stack.enter_context(RayPool(ray, workers=workers, gpus=0 if device == "cpu" else 1))
         yield pool
 
 

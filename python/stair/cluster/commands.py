@@ -28,6 +28,7 @@ def encode(
     k: int | None,
     batch: int,
     skip_unreadable: bool = False,
+    device: str = "cpu",
     progress: Progress,
 ) -> tuple[int, Sequence[str]]:
     """Encodes into a folder of parts; or into parts that a file, or JSON lines on stdout, are then made of.
@@ -39,6 +40,7 @@ def encode(
         "k": k,
         "batch": batch,
         "skip_unreadable": skip_unreadable,
+        "device": device,
         "progress": progress,
     }
     if out is not None and not out.suffix:
@@ -66,6 +68,7 @@ def build(
     k: int | None,
     batch: int,
     skip_unreadable: bool = False,
+    device: str = "cpu",
     progress: Progress,
 ) -> tuple[int, Sequence[str]]:
     """Builds a sharded index of encoded rows or of inputs.
@@ -83,6 +86,7 @@ def build(
             k=k,
             batch=batch,
             skip_unreadable=skip_unreadable,
+            device=device,
             progress=progress,
         )
         return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress), rows.left_out

@@ -68,7 +68,7 @@ class RayPool:
         address: of a cluster that is there ("host:port", "ray://host:port", "auto"); None or "local" starts Ray on this
             machine, until `close`. Where Ray is initialized already, that is used.
         workers: at a time, at most; as many as the cluster has CPUs for when None. They are started by the jobs.
-        cpus: that each of them takes.
+        cpus, gpus: that each of them takes.
         attempts: how often a job may lose its worker before that is an error, at least 2.
         start_timeout_s: how long no worker at all may be there before that is an error.
 
@@ -82,6 +82,7 @@ class RayPool:
         *,
         workers: int | None = None,
         cpus: float = 1,
+        gpus: float = 0,
         attempts: int = ATTEMPTS,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
@@ -89,10 +90,12 @@ class RayPool:
             raise ValueError(f"attempts: expected at least 2, got {attempts}")
         self._began = connect(address)
         self._attempts, self._start_timeout_s = attempts, start_timeout_s
-        fit = int(ray.cluster_resources().get("CPU", 0) // cpus)
+        there = ray.cluster_resources()
+        fit = int(min(there.get(kind, 0) // each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each))
         if (number := workers or fit) < 1:
-            raise ClusterError(f"the cluster has no worker of {cpus} CPUs: {ray.cluster_resources()}")
-        self._workers, self.slots = number, Slots(cpus, attempts)
+            wanted = f"{cpus} CPUs" + (f" and {gpus} GPUs" if gpus else "")
+            raise ClusterError(f"the cluster has no worker of {wanted}: {there}")
+        self._workers, self.slots = number, Slots(cpus, gpus, attempts)
 
     @property
     def workers(self) -> int:

@@ -43,10 +43,10 @@ class Slot:
 class Slots:
     """The places of a pool's workers, none at first; safe to use from several threads, also under its `lock`."""
 
-    def __init__(self, cpus: float, attempts: int) -> None:
+    def __init__(self, cpus: float, gpus: float, attempts: int) -> None:
         self.lock = threading.RLock()
         self._attempts = attempts
-        self._make = ray.remote(Worker).options(num_cpus=cpus, max_restarts=0)
+        self._make = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         self._slots: list[Slot] = []
         self._ended: deque[int] = deque()  # owners, whose holdings the workers have not yet been told to drop
         self._closed = False

@@ -108,12 +108,16 @@ class Written:
 class Encoder:
     """A model, loaded once."""
 
-    def __init__(self, model_dir: str, sha256: str) -> None:
+    def __init__(self, model_dir: str, sha256: str, device: str = "cpu") -> None:
         from stair.checkpoint import fingerprint, load
+        from stair.parallel import device_of
+
+        place = device_of(device)
 
         if fingerprint(model_dir) != sha256:
             raise ValueError(f"{model_dir} is another checkpoint here than where the work was begun")
         self.model, self.processor = load(model_dir)
+        self.model.to(place)  # type: ignore[arg-type]  # a decorator of transformers hides the signature
 
     def encode(
         self,
@@ -169,11 +173,15 @@ def encode_parts(
     k: int | None = None,
     batch: int = 32,
     skip_unreadable: bool = False,
+    device: str = "cpu",
     progress: Progress = lambda stage, done, total, numbers: None,
 ) -> Parts:
     """Encodes inputs into a folder of parts: the rows of `stair.encode.encode_readable`, in the same batches.
 
-    Raises ValueError for no inputs, one that cannot be read, or something else at `out`; whatever `pool` raises.
+    With device "cuda" each worker has a GPU: `pool` must give it one (`RayPool(gpus=1)`).
+
+    Raises ValueError for no inputs, one that cannot be read, a worker without the device, or something else at `out`;
+    whatever `pool` raises.
     """
     from stair.checkpoint import fingerprint
 
@@ -190,7 +198,7 @@ def encode_parts(
             reachable = [_absolute(entry) for entry in taken]
             name = f"part {number} (inputs {ids[0]!r:.80} to {ids[-1]!r:.80})"
             arguments = (str(staging), number, reachable, ids, k, batch, skip_unreadable)
-            yield Job(name, Encoder, (model, sha256), "encode", arguments)
+            yield Job(name, Encoder, (model, sha256, device), "encode", arguments)
 
     made, left_out, done = list[Part](), list[str](), 0
     with parts.writing(out) as staging:
