@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from stair.cluster.parts import Parts
 from stair.cluster.pool import Stream, Task, connect
 from stair.cluster.ray import ClusterError, RayPool, open_collection, open_on
 from stair.cluster.slots import Slot
-from stair.cluster.work import Job, build_shards, encode_parts
+from stair.cluster.work import Here, Job, build_shards, encode_parts
 from stair.encode import Input, encode, read_inputs
 from stair.formats.documents import as_csr
 from stair.search import Collection, item_of, save_collection
@@ -221,9 +222,10 @@ def lost(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_rows_and_shards_survive_the_loss_of_workers(
-    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path, lost: list[str]
+    pool: RayPool, place: Path, inputs: list[Input], tmp_path: Path, lost: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker is killed that has parts to encode, and one that has shards to build; it comes out as one index."""
+    monkeypatch.setattr("stair.cluster.pool.WINDOW", 2)  # or one worker could be done with all parts but the first
     done: list[int] = []
 
     def stalling(stage: str, number: int, total: int, numbers: dict[str, Any]) -> None:
@@ -253,8 +255,8 @@ def test_the_commands_with_ray_give_what_they_give_without(
     """By the workers that there are already."""
     asked: list[Any] = []
 
-    def lent(address: str, workers: int | None, gpus: int) -> Any:
-        asked.append((address, workers, gpus))
+    def lent(address: str, workers: int | None, cpus: int, gpus: int) -> Any:
+        asked.append((address, workers, cpus, gpus))
         return contextlib.nullcontext(pool)
 
     monkeypatch.setattr("stair.cluster.ray.RayPool", lent)
@@ -268,7 +270,7 @@ def test_the_commands_with_ray_give_what_they_give_without(
     assert json.loads(found[1].stdout) == json.loads(found[0].stdout)
     assert json.loads(found[0].stdout)[0]["hits"][0]["name"] == "a w1 red"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "pictures"]
-    assert asked == [("local", 2, 0)] * 2
+    assert asked == [("local", 2, 1, 0)] * 2
 
 
 def test_large_queries_are_put_into_the_store_once(
@@ -286,7 +288,7 @@ def test_large_queries_are_put_into_the_store_once(
     assert not put
     rows = scipy.sparse.vstack([as_csr(queries)] * 500, "csr")
     assert_same(index, one, rows, 3)
-    ((sent, *_),) = put
+    ((_, sent, *_),) = put
     assert sent is rows
 
 
@@ -335,7 +337,7 @@ def test_the_service_answers_from_the_workers_and_while_one_is_lost(
             assert client.search(text=text, k=6).json["hits"] == expected
             stall(pool)
             assert client.search(text=text, k=6).json["hits"] == expected
-        assert [name[:6] for name in lost] == ["shard "] * 2
+        assert [name[:5] for name in lost] == ["shard"] * 2
         assert not client.service.holder.stale()
 
 
@@ -398,7 +400,7 @@ class Light:
         return os.getpid()
 
     def do(self, *job: Any) -> Any:
-        return {"vocab_size": 7}
+        return [{"vocab_size": 7}]
 
     def forget(self, owner: int) -> None:
         pass
@@ -427,7 +429,7 @@ def test_one_worker_that_cannot_be_started_does_not_stop_the_others(
             with pytest.raises(ClusterError, match=r"a worker could not be started [23] times"):
                 list(pool.stream([job], workers=1))
         pool.slots._make = light(Light)
-        assert list(pool.stream([job], workers=1)) == [{"vocab_size": 7}]
+        assert list(pool.stream([job], workers=1)) == [[{"vocab_size": 7}]]
         pool.slots._make = light(Broken)
         pool.slots.grow(2)
 
@@ -444,7 +446,7 @@ def test_an_index_takes_no_more_workers_than_it_has_a_use_for(cluster: Cluster, 
     with RayPool(workers=6) as pool:
         pool.slots._make = light(Light)
         assert (open_on(pool, many).vocab_size, len(pool.slots)) == (7, SHARDS + 1)
-        assert list(pool.stream([Job("one", dict, (), "copy", ())])) == [{"vocab_size": 7}]
+        assert list(pool.stream([Job("one", dict, (), "copy", ())])) == [[{"vocab_size": 7}]]
         assert len(pool.slots) == pool.workers == 6
 
 
@@ -459,6 +461,30 @@ def test_the_number_of_jobs_ahead_is_bounded(pool: RayPool) -> None:
     for number, _ in enumerate(pool.stream(jobs())):
         assert taken[-1] - number <= 8 * pool.workers
     assert taken == list(range(200))
+
+
+class Dealt(Here):
+    """A pool of two workers, in this process, that keeps the jobs it was given."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = SimpleNamespace(end=lambda owner: None)
+        self.jobs: list[Job] = []
+
+    def stream(self, jobs: Iterable[Job], *limits: Any) -> Iterator[Any]:
+        self.jobs = list(jobs)
+        yield from super().stream(self.jobs)
+
+
+def test_fewer_workers_than_shards_have_several_each(tmp_path: Path) -> None:
+    one, pool = SparseIndex.build(random_rows(0)), Dealt()
+    save_shards(one, tmp_path / "many", 5)
+    index, queries = open_on(pool, tmp_path / "many"), random_rows(1, 8)
+    assert_same(index, one, queries, 10)
+    assert [job.name.split(" (")[0] for job in pool.jobs] == ["shards 0 to 1", "shards 2 to 4"]
+    assert (index.rows(one.ids) != one.rows(one.ids)).nnz == 0
 
 
 def test_a_collection_is_searched_from_several_threads(pool: RayPool, place: Path, queries: Any, many: Path) -> None:

@@ -14,6 +14,7 @@ try:
     from stair.options import (
         DEMO,
         BatchOption,
+        CpusOption,
         DeviceOption,
         InputsArgument,
         JsonOption,
@@ -215,6 +216,7 @@ def search(
     ] = None,
     ray: RayOption = None,
     workers: WorkersOption = None,
+    cpus: CpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the items of an index that fit a text or a picture, and the terms that matched.
@@ -225,7 +227,7 @@ def search(
     from stair.encode import read_inputs, terms
 
     found = read_inputs(queries)
-    with workers_of(ray, workers) as pool:
+    with workers_of(ray, workers, cpus=cpus) as pool:
         collection = commands.open_collection(pool, index_dir)
         folder = model or collection.model_dir
         collection.require_model(folder)

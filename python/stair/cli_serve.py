@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stair.console import err
-from stair.options import RayOption, WorkersOption, workers_of
+from stair.options import CpusOption, RayOption, WorkersOption, workers_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -40,6 +40,7 @@ def serve(
     ] = None,
     ray: RayOption = None,
     workers: WorkersOption = None,
+    cpus: CpusOption = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
 ) -> None:
     """Serve an index over HTTP: a search page at /, JSON below /v1, /metrics for Prometheus.
@@ -70,7 +71,7 @@ def serve(
         watch_s=watch,
         hosts=(*known, *(name.lower() for name in allow_host or ())),
     )
-    with workers_of(ray, workers) as pool:
+    with workers_of(ray, workers, cpus=cpus) as pool:
         with err.status("opening the index and its model"):
             app = create_app(Folder(index_dir, model, partial(commands.open_index, pool, timeout_s=timeout)), settings)
         documents = len(app.state.service.holder.current.index)

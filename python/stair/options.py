@@ -37,6 +37,15 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Workers of --ray.  [default: one a CPU]", show_default=False),
 ]
+CpusOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus",
+        min=1,
+        help="CPUs of a worker of --ray, which searches as many of its shards at a time.  [default: 1]",
+        show_default=False,
+    ),
+]
 SkipOption = Annotated[
     bool,
     typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and list them at the end."),
@@ -129,22 +138,24 @@ def list_left_out(left_out: Sequence[str]) -> None:
 
 
 @contextmanager
-def workers_of(ray: str | None, workers: int | None, device: str = "cpu") -> Iterator[Any]:
+def workers_of(ray: str | None, workers: int | None, device: str = "cpu", cpus: int | None = None) -> Iterator[Any]:
     """This process, or those of --ray: what does the jobs of `stair.cluster.work`."""
     from stair.cluster.work import Here
 
     if ray is not None and device not in ("cpu", "cuda"):
         raise ValueError(f"--device: expected cpu or cuda with --ray, got {device!r}")
     if ray is None:
-        if workers is not None:
-            raise ValueError("--workers: expected --ray as well")
+        for name, given in (("--workers", workers), ("--cpus", cpus)):
+            if given is not None:
+                raise ValueError(f"{name}: expected --ray as well")
         yield Here()
         return
     from stair.cluster.ray import RayPool
 
     with ExitStack() as stack:
-        with err.status("starting the workers"):
-            pool = stack.enter_context(RayPool(ray, workers=workers, gpus=0 if device == "cpu" else 1))
+        with err.status("connecting to the cluster"):
+            gpus = 0 if device == "cpu" else 1
+            pool = stack.enter_context(RayPool(ray, workers=workers, cpus=cpus or 1, gpus=gpus))
         yield pool
 
 

@@ -23,38 +23,43 @@ from stair.cluster import layout
 from stair.cluster.layout import Shard
 from stair.cluster.pool import RayPool, ray
 from stair.cluster.shards import ShardedIndex
-from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, ShardError, open_holder
+from stair.cluster.work import SEARCH_TIMEOUT_S, ClusterError, Job, ShardError, open_shards
 from stair.search import Collection
 
 __all__ = ["ClusterError", "RayPool", "open_collection", "open_on"]
 
 
-SPARE = 1  # worker beyond one a shard, which answers in the place of one that is lost
+SPARE = 1  # worker beyond those that have shards, which answers in the place of one that is lost
 LARGE = 100 << 10  # bytes; smaller ones travel with the job, which is faster
 OWNERS = itertools.count(1)
 
 
 class RayShards:
-    """The shards of an index, open in the workers of a pool until this is closed, or nobody has it any more."""
+    """The shards of an index, open in the workers of a pool until this is closed, or nobody has it any more.
+
+    A worker has one or, where there are fewer workers, some that follow each other, which it asks side by side.
+    """
 
     def __init__(self, pool: RayPool, folder: Path, shards: tuple[Shard, ...], timeout_s: float) -> None:
-        self._pool, self._folder, self._shards, self._timeout_s = pool, str(folder), shards, timeout_s
+        self._pool, self._folder, self._timeout_s = pool, str(folder), timeout_s
+        dealt = layout.ranges(len(shards), min(len(shards), pool.workers))
+        self._groups = [(first, shards[first:end]) for first, end in dealt]
         self._opened = False
         self._owner = next(OWNERS)
         self.close = weakref.finalize(self, pool.slots.end, self._owner)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        sent = _put(arguments)
+        sent = _put((method, *arguments))
         jobs = (
-            Job(self._name(number, shard), open_holder, (self._folder, shard), method, sent, number, self._owner)
-            for number, shard in enumerate(self._shards)
+            Job(self._name(first, shards), open_shards, (self._folder, shards), "ask", sent, number, self._owner)
+            for number, (first, shards) in enumerate(self._groups)
         )
         # before the first answer the workers may have to be started
         start_timeout_s = self._timeout_s if self._opened else None
-        stream = self._pool.stream(jobs, self._timeout_s, start_timeout_s, len(self._shards) + SPARE)
+        stream = self._pool.stream(jobs, self._timeout_s, start_timeout_s, len(self._groups) + SPARE)
         with contextlib.closing(stream) as answers:
             try:
-                found = list(answers)
+                found = [answer for of_group in answers for answer in of_group]
             except ShardError as error:
                 if not self._opened:
                     raise
@@ -62,8 +67,10 @@ class RayShards:
         self._opened = True
         return found
 
-    def _name(self, number: int, shard: Shard) -> str:
-        return f"shard {number} ({self._folder}/{shard.folder})"
+    def _name(self, first: int, shards: tuple[Shard, ...]) -> str:
+        if len(shards) == 1:
+            return f"shard {first} ({self._folder}/{shards[0].folder})"
+        return f"shards {first} to {first + len(shards) - 1} ({self._folder})"
 
 
 def _put(arguments: tuple[Any, ...]) -> Any:

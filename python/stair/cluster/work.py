@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from stair.cluster import layout, parts
 from stair.cluster.layout import Manifest, Shard
 from stair.cluster.parts import Part, Parts
-from stair.cluster.shards import Holder
+from stair.cluster.shards import LocalShards
 from stair.encode import Input, batches, encode_readable
 from stair.files import require_shared
 from stair.monitor import Progress
@@ -157,9 +157,9 @@ class Builder:
         return layout.write_shard(staging, number, index)
 
 
-def open_holder(folder: str, shard: Shard) -> Holder:
+def open_shards(folder: str, shards: tuple[Shard, ...]) -> LocalShards:
     try:
-        return Holder(layout.open_shard(folder, shard))
+        return LocalShards(Path(folder), shards)
     except (ValueError, OSError) as error:
         raise ShardError(str(error)) from error
 
