@@ -21,7 +21,7 @@ BUILT := $(VENV)/.built-cuda-$(STAIR_CUDA)
 
 export STAIR_CUDA
 
-.PHONY: help setup demo test gpu-check sanitize sanitize-threads fuzz bench count docs lint format clean distclean
+.PHONY: help setup demo test gpu-check sanitize sanitize-threads sanitize-fuzz fuzz bench count docs lint format clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ sanitize: setup  ## run the tests of operators and index on a build that stops a
 
 sanitize-threads: setup  ## the same on a build that stops when two threads touch the same memory
 	@tests/sanitize.sh thread $(ARGS)
+
+sanitize-fuzz: setup  ## 20,000 damaged index directories, seeded, on the first of those builds
+	@STAIR_FUZZ_RUNS=20000 tests/sanitize.sh address,undefined tests/test_index_fuzz.py
 
 fuzz: setup  ## damage index directories, steered by coverage (atheris, Python 3.11 or newer), for 5 minutes; ARGS="-max_total_time=60"
 	@$(PIP) atheris
