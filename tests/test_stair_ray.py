@@ -434,7 +434,7 @@ def test_one_worker_that_cannot_be_started_does_not_stop_the_others(
         pool.slots.grow(2)
 
         def failed() -> int:
-            assert list(pool.stream([job])) == [{"vocab_size": 7}]
+            assert list(pool.stream([job])) == [[{"vocab_size": 7}]]
             return pool.slots[1].failures
 
         wait_until(lambda: failed() > 3)
