@@ -36,21 +36,27 @@ inline __m512i expand_codes(uint64_t documents, const Codes& codes, int64_t firs
 }
 #else
 inline __m512i expand_codes(uint64_t documents, const Codes& codes, int64_t first) {
-  alignas(64) uint8_t packed[kGroup + 8] = {};
-  alignas(64) uint64_t places[kGroup / 8], lanes[kGroup / 8];
-  _mm512_store_si512(packed, load_codes(codes, first));
+  alignas(64) uint64_t places[kGroup / 8];
   _mm512_store_si512(places, _mm512_movm_epi8(documents));
   uint64_t counts = documents - (documents >> 1 & 0x5555555555555555u);  // of each byte's bits
   counts = (counts & 0x3333333333333333u) + (counts >> 2 & 0x3333333333333333u);
   counts = (counts + (counts >> 4)) & 0x0f0f0f0f0f0f0f0fu;
   const uint64_t before = counts * 0x0101010101010100u;  // and of those before it
-#pragma GCC unroll 8
-  for (int i = 0; i < kGroup / 8; i++) {
-    uint64_t eight;
-    __builtin_memcpy(&eight, packed + (before >> 8 * i & 0xff), sizeof eight);
-    lanes[i] = _pdep_u64(eight, places[i]);
+  alignas(64) uint8_t last[kGroup + 8];
+  const uint8_t* packed = last;
+  if (__builtin_expect(first <= codes.size - static_cast<int64_t>(sizeof last), 1)) {
+    packed = codes.data + first;
+  } else {
+    _mm512_store_si512(last, load_codes(codes, first));
+    __builtin_memset(last + kGroup, 0, sizeof last - kGroup);
   }
-  return _mm512_load_si512(lanes);
+  const auto eight = [&](int i) {
+    uint64_t found;
+    __builtin_memcpy(&found, packed + (before >> 8 * i & 0xff), sizeof found);
+    return static_cast<long long>(_pdep_u64(found, places[i]));
+  };
+  // Put together in registers: eight stores would hold up the load of all 64 bytes.
+  return _mm512_set_epi64(eight(7), eight(6), eight(5), eight(4), eight(3), eight(2), eight(1), eight(0));
 }
 #endif
 
@@ -139,11 +145,14 @@ inline void add_postings(const uint16_t* documents, const Codes& codes, int64_t 
   for (; p < whole; p += 8) {
     const __mmask8 mask = static_cast<__mmask8>(_bzhi_u32(0xff, static_cast<uint32_t>(n - p < 8 ? n - p : 8)));
     const __m128i code = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes.data + first + p)));
-    alignas(16) uint16_t added[8];
-    _mm_store_si128(reinterpret_cast<__m128i*>(added),
-                    _mm_maskz_add_epi16(mask, _mm_mulhi_epu16(_mm_slli_epi16(code, 8), steps), one));
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) sums[documents[p + i]] += added[i];
+    const __m128i added = _mm_maskz_add_epi16(mask, _mm_mulhi_epu16(_mm_slli_epi16(code, 8), steps), one);
+    uint64_t lower = static_cast<uint64_t>(_mm_cvtsi128_si64(added));
+    uint64_t upper = static_cast<uint64_t>(_mm_extract_epi64(added, 1));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++, lower >>= 16, upper >>= 16) {
+      sums[documents[p + i]] += static_cast<uint16_t>(lower);
+      sums[documents[p + 4 + i]] += static_cast<uint16_t>(upper);
+    }
   }
   for (; p < n; p++) sums[documents[p]] += 1 + (codes.data[first + p] * step >> 8);
 }
