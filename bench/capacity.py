@@ -1,6 +1,6 @@
 """What 10^7, 10^8 and 10^9 documents need, from what smaller collections are measured to need.
 
-    python bench/capacity.py measure          # bench/capacity.json; 10 minutes, 24 GiB, 20 GB of disk, alone
+    python bench/capacity.py measure          # bench/capacity.json; 20 minutes, 24 GiB, 20 GB of disk, alone
     python bench/capacity.py measure --sizes 50000 100000 --shards 2 50000 --texts 500 --out out/capacity.json
     python bench/capacity.py report --write   # the tables of docs/capacity.md from bench/capacity.json
 
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-from capacity_sums import PAGE, simulate, tables
+from capacity_sums import BATCH, PAGE, simulate, tables
+from cluster import save_shards
 from collection import QUERY_TERMS, Language, make_documents
 from machine import environment
 from stair.cluster.shards import merged
@@ -38,7 +39,8 @@ import stair_kernels as sk
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "bench" / "capacity.json"
 K, QUERIES, REPEATS, SEED = 10, 400, 5, 1
-SIZES, SHARDS = (100_000, 200_000, 400_000, 1_000_000, 2_000_000), (10, 1_000_000)
+SIZES, SHARDS = (100_000, 200_000, 400_000, 1_000_000, 2_000_000, 4_000_000), (10, 1_000_000)
+FAN_OUT = (1, 2, 4, 8)  # workers of Ray
 LOADS = (0.3, 0.6)  # of what two threads can answer at most, for the comparison with the simulation
 
 
@@ -47,6 +49,7 @@ def main() -> int:
     parser.add_argument("command", choices=("measure", "report"))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="documents of a single index")
     parser.add_argument("--shards", type=int, nargs=2, default=SHARDS, metavar=("NUMBER", "DOCUMENTS"))
+    parser.add_argument("--fan-out", type=int, nargs="+", default=FAN_OUT, help="workers of Ray, a small shard each")
     parser.add_argument("--texts", type=int, default=4000, help="texts that are encoded")
     parser.add_argument("--out", type=Path, default=RECORD, help="the record")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
@@ -82,6 +85,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         say(str({name: value for name, value in line.items() if name != "query_us"}))
     record["sharded"] = {"shards": number, "documents": documents, **searching_shards(shards, queries)}
     record["two_shards"] = [two_shards(shards[:2], queries, load) for load in LOADS]
+    record["fan_out"] = fan_out(folder, queries[:BATCH], options.fan_out)
     return record
 
 
@@ -206,6 +210,31 @@ def two_shards(shards: Sequence[sk.SparseIndex], queries: scipy.sparse.csr_matri
     }
 
 
+def fan_out(folder: Path, queries: scipy.sparse.csr_matrix, numbers: Sequence[int]) -> list[dict[str, float]]:
+    """Microseconds of a call on Ray, of one query and of all of them, by the number of workers; little to search.
+
+    One process asks workers on this machine, which share its cores: what sending, answering and merging takes.
+    """
+    from stair.cluster.ray import RayPool, open_on
+
+    documents = make_documents(language(0), 1000)
+    found = []
+    for number in numbers:
+        place = folder / f"fan-out-{number}"
+        save_shards(place, documents, number)
+        with RayPool(workers=number, cpus=0.1) as pool:
+            index = open_on(pool, place)
+            spent: dict[str, list[float]] = {"call_us": [], "batch_us": []}
+            for repeat in range(-1, 20 * REPEATS):  # the first warms up
+                for name, asked in (("call_us", queries[repeat % queries.shape[0]]), ("batch_us", queries)):
+                    start = time.perf_counter()
+                    index.search(asked, K)
+                    spent[name] += [(time.perf_counter() - start) * 1e6] if repeat >= 0 else []
+        found.append({"workers": number, **{name: round(float(np.median(us)), 1) for name, us in spent.items()}})
+        say(str(found[-1]))
+    return found
+
+
 def timed(rows: Sequence[scipy.sparse.csr_matrix], shards: Sequence[sk.SparseIndex]) -> np.ndarray:
     """[queries, shards] microseconds, each shard asked by a thread of its own, all of them at work to the end."""
     taken = np.zeros((len(rows), len(shards)))
@@ -256,20 +285,21 @@ def open_loop(
 
 
 def encoding(n_texts: int) -> dict[str, float]:
-    """Texts a second through SPLADE-tiny and the fused head on one thread, by the number of words."""
+    """Texts a second through SPLADE-tiny and the fused head on one thread, by the number of words: medians."""
     from stair.pretrained import initial_model
 
     model, processor = initial_model()
     model.eval()
-    rates = {}
-    for words in (8, 32, 128):
-        texts = list(_texts(n_texts * 8 // words, words))
-        start = time.perf_counter()
-        with torch.inference_mode():
-            for first in range(0, len(texts), 32):
-                model.encode_text(**processor(text=texts[first : first + 32]), k=128)
-        rates[str(words)] = round(len(texts) / (time.perf_counter() - start), 1)
-    return rates
+    given = {words: list(_texts(n_texts * 8 // words, words)) for words in (8, 32, 128)}
+    rates: dict[int, list[float]] = {words: [] for words in given}
+    for repeat in range(-1, REPEATS):  # the first warms up
+        for words, texts in given.items():
+            start = time.perf_counter()
+            with torch.inference_mode():
+                for first in range(0, len(texts), 32):
+                    model.encode_text(**processor(text=texts[first : first + 32]), k=128)
+            rates[words] += [len(texts) / (time.perf_counter() - start)] if repeat >= 0 else []
+    return {str(words): round(float(np.median(found)), 1) for words, found in rates.items()}
 
 
 def _texts(n: int, words: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ DOCUMENTS = (10**7, 10**8, 10**9)
 MEMORY_GB, CORES, FILLED = 256, 32, 0.75
 BUSY = (0.1, 0.5)  # of the time
 WORDS = "32"
+BATCH = 32  # queries of a call on Ray
 # Of the encoders on one H100, predicted: BERT-base's 2 x 85 million operations a token at 40 % of 989 TFLOP/s, and the
 # head at B=256, L=64, D=768, V=30,522 (docs/gpu.md).
 TOKENS, ENCODER_S, HEAD_S = 64, 64 * 170e6 / (0.4 * 989e12), 1.28e-3 / 256
@@ -80,8 +81,10 @@ class Sums(NamedTuple):
     shards: int
     shard_us: float  # mean time of a query in a shard
     per_second: float  # queries that a core can answer, for its shard
+    sent: tuple[float, ...]  # a second, from one process to a worker of Ray a machine: one a call, many a call
     tails: tuple[tuple[float, float], ...]  # us, for each of BUSY
-    rebuild_s: float  # all cores building their shards
+    at_a_time: int  # shards of a machine, which its memory lets it build at a time
+    rebuild_s: float  # all machines building their shards
     encode_cpu_h: float  # all cores
     encode_gpu_h: float  # one H100, predicted
 
@@ -92,11 +95,14 @@ def sums(record: dict[str, Any], documents: int) -> Sums:
     size = fit(sizes, [line["bytes"] for line in lines])
     time = fit(sizes, [np.mean(line["query_us"]) for line in lines])
     build = fit(sizes, [line["build_s"] + line["save_s"] for line in lines])
+    beside = fit(sizes, [line["build_mb"] * 2**20 for line in lines])
     gigabytes = size.each * documents / 1e9
     machines = math.ceil(gigabytes / (FILLED * MEMORY_GB))
     shards = machines * CORES
     of_shard = documents / shards
     shard_us = time.at(of_shard)
+    building = beside.at(of_shard) + 8 * lines[-1]["terms"] * of_shard
+    at_a_time = min(CORES, max(1, int(FILLED * MEMORY_GB * 1e9 / building)))
     like = min(lines, key=lambda line: abs(math.log(line["documents"] / of_shard)))
     query_us = np.array(like["query_us"]) * shard_us / np.mean(like["query_us"])
     return Sums(
@@ -106,11 +112,27 @@ def sums(record: dict[str, Any], documents: int) -> Sums:
         shards,
         shard_us,
         1e6 / shard_us,
+        tuple(1e6 * queries / us.at(machines) for queries, us in fan_out(record)),
         tuple(tail(query_us, shards, busy) for busy in BUSY),
-        build.at(of_shard),
+        at_a_time,
+        math.ceil(CORES / at_a_time) * build.at(of_shard),
         documents / (record["encode_per_second"][WORDS] * CORES * machines) / 3600,
         documents * (ENCODER_S + HEAD_S) / 3600,
     )
+
+
+def fan_out(record: dict[str, Any]) -> tuple[tuple[int, Fit], ...]:
+    """Of one query a call and of BATCH: how many, and microseconds by the number of workers."""
+    lines = record["fan_out"]
+    number = [line["workers"] for line in lines]
+    return tuple((n, fit(number, [line[us] for line in lines])) for n, us in ((1, "call_us"), (BATCH, "batch_us")))
+
+
+def fan_out_table(record: dict[str, Any]) -> str:
+    rows = [f"| workers of Ray | a call of one query, us | a call of {BATCH}, us |", "|---:|---:|---:|"]
+    rows += [f"| {line['workers']} | {line['call_us']:,.0f} | {line['batch_us']:,.0f} |" for line in record["fan_out"]]
+    one, many = (f"{us.fixed:,.0f} + {us.each:,.0f} a worker" for _, us in fan_out(record))
+    return "\n".join([*rows, f"| fit | {one} | {many} |"])
 
 
 def growth_table(record: dict[str, Any]) -> str:
@@ -178,6 +200,10 @@ def sums_table(record: dict[str, Any]) -> str:
         ("a query in a shard, mean, us", [f"{line.shard_us:,.0f}" for line in found]),
         ("core seconds a query", [f"{line.shard_us * line.shards / 1e6:,.3f}" for line in found]),
         ("queries a second at most", [f"{line.per_second:,.0f}" for line in found]),
+        (
+            f"that one process can send to a Ray worker a machine, one / {BATCH} a call",
+            [" / ".join(f"{v:,.0f}" for v in line.sent) for line in found],
+        ),
         *(
             (
                 f"{100 * busy:.0f} % busy: {busy:g} of that; 50 / 99 % of the answers after, ms",
@@ -185,7 +211,8 @@ def sums_table(record: dict[str, Any]) -> str:
             )
             for i, busy in enumerate(BUSY)
         ),
-        ("rebuild on all cores, s", [f"{line.rebuild_s:,.1f}" for line in found]),
+        ("shards of a machine built at a time, for the memory", [f"{line.at_a_time:,}" for line in found]),
+        ("rebuild on all machines, s", [f"{line.rebuild_s:,.1f}" for line in found]),
         (f"encode texts of {WORDS} words on all cores, h", [f"{line.encode_cpu_h:,.2f}" for line in found]),
         (
             f"encode texts of {TOKENS} tokens on one H100, **predicted**, h",
@@ -202,5 +229,6 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
         "growth": growth_table(record),
         "fit": fit_table(record),
         "shards": shards_table(record),
+        "fan-out": fan_out_table(record),
         "sums": sums_table(record),
     }

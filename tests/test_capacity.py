@@ -12,6 +12,7 @@ import pytest
 import tables
 
 ROOT = Path(__file__).resolve().parent.parent
+FAN_OUT = [{"workers": n, "call_us": 100 + 50 * n, "batch_us": 300 + 80 * n} for n in (2, 8)]
 
 
 def test_fit_finds_a_line_and_never_a_negative_number() -> None:
@@ -49,6 +50,7 @@ def test_a_small_measurement_becomes_tables(
     monkeypatch.setattr(capacity, "alone", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(capacity, "QUERIES", 8)
     monkeypatch.setattr(capacity, "REPEATS", 1)
+    monkeypatch.setattr(capacity, "fan_out", lambda *_: FAN_OUT)  # which starts Ray
     record = tmp_path / "capacity.json"
     arguments = ["capacity.py", "measure", "--sizes", "1100", "2200", "--shards", "2", "1100", "--texts", "8"]
     monkeypatch.setattr("sys.argv", [*arguments, "--out", str(record)])
@@ -67,6 +69,26 @@ def test_a_wrong_score_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> 
     index = capacity.sk.SparseIndex.build(rows * np.float32(1.001))
     with pytest.raises(SystemExit, match="200 documents"):
         capacity.check(index, rows)
+
+
+def test_one_process_sends_as_the_fit_says() -> None:
+    (one, single), (many, batch) = capacity_sums.fan_out({"fan_out": FAN_OUT})
+    assert (one, many) == (1, 32)
+    assert single.at(256) == pytest.approx(100 + 50 * 256)
+    assert batch.at(256) == pytest.approx(300 + 80 * 256)
+
+
+def test_what_is_built_at_a_time_fits_into_memory() -> None:
+    record = json.loads(capacity.RECORD.read_text())
+    largest = record["indexes"][-1]
+    each = 8 * largest["terms"] + largest["build_mb"] * 2**20 / largest["documents"]  # rows, and beside them
+    for documents in capacity_sums.DOCUMENTS:
+        line = capacity_sums.sums(record, documents)
+        assert 1 <= line.at_a_time <= capacity_sums.CORES
+        assert (
+            line.at_a_time * each * documents / line.shards
+            < 1.15 * capacity_sums.FILLED * capacity_sums.MEMORY_GB * 1e9
+        )
 
 
 def test_the_page_has_the_tables_of_its_record() -> None:
