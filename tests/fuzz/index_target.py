@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -137,7 +138,7 @@ class Target:
                     break
                 key = keys[given.below(len(keys))]
                 if not isinstance(at[key], (dict, list)) or given.below(4) == 0:
-                    value = VALUES[given.below(len(VALUES))]
+                    value = copy.deepcopy(VALUES[given.below(len(VALUES))])  # or a later change would be of VALUES
                     at[key] = at[key] + given.below(3) - 1 if type(at[key]) is int and given.below(2) else value
                     break
                 at = at[key]
