@@ -27,7 +27,6 @@ import numpy as np
 import scipy.sparse
 import torch
 from capacity_sums import BATCH, PAGE, simulate, tables
-from cluster import save_shards
 from collection import QUERY_TERMS, Language, make_documents
 from machine import environment
 from stair.cluster.shards import merged
@@ -215,6 +214,7 @@ def fan_out(folder: Path, queries: scipy.sparse.csr_matrix, numbers: Sequence[in
 
     One process asks workers on this machine, which share its cores: what sending, answering and merging takes.
     """
+    from cluster import save_shards  # which needs Ray, as little else here does
     from stair.cluster.ray import RayPool, open_on
 
     documents = make_documents(language(0), 1000)

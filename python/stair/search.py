@@ -142,14 +142,18 @@ def collection_metadata(folder: Path, model_dir: Path) -> dict[str, Any]:
     }
 
 
+def payload_of(item: dict[str, Any]) -> bytes:
+    """What the index keeps of an item."""
+    return json.dumps(item, ensure_ascii=False).encode()
+
+
 def documents(rows: SparseRows, items: Sequence[dict[str, Any]]) -> tuple[SparseRows, list[str], list[bytes]]:
     """Rows, ids and payloads of a collection's index."""
     from stair.evaluate import unit
 
     if len(rows) != len(items):
         raise ValueError(f"items: expected {len(rows)}, one a row, got {len(items)}")
-    payloads = [json.dumps(item, ensure_ascii=False).encode() for item in items]
-    return unit(rows.detach().to("cpu")), [item_id(item) for item in items], payloads
+    return unit(rows.detach().to("cpu")), [item_id(item) for item in items], [payload_of(item) for item in items]
 
 
 @dataclass

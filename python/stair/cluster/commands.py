@@ -23,26 +23,13 @@ def encode(
     inputs: Sequence[Input],
     model_dir: Path,
     out: Path | None,
-    *,
-    pool: Pool,
-    k: int | None,
-    batch: int,
-    skip_unreadable: bool = False,
-    device: str = "cpu",
-    progress: Progress,
+    **options: Any,
 ) -> tuple[int, Sequence[str]]:
     """Encodes into a folder of parts; or into parts that a file, or JSON lines on stdout, are then made of.
 
-    Gives the number of rows, and what was wrong with each picture that was left out.
+    Takes the options of `encode_parts`. Gives the number of rows, and what was wrong with each picture that was left
+    out.
     """
-    options: dict[str, Any] = {
-        "pool": pool,
-        "k": k,
-        "batch": batch,
-        "skip_unreadable": skip_unreadable,
-        "device": device,
-        "progress": progress,
-    }
     if out is not None and not out.suffix:
         rows = encode_parts(inputs, model_dir, out, **options)
         return len(rows), rows.left_out
@@ -65,30 +52,17 @@ def build(
     *,
     shards: int,
     pool: Pool,
-    k: int | None,
-    batch: int,
-    skip_unreadable: bool = False,
-    device: str = "cpu",
     progress: Progress,
+    **options: Any,
 ) -> tuple[int, Sequence[str]]:
-    """Builds a sharded index of encoded rows or of inputs.
+    """Builds a sharded index of encoded rows or of inputs, these encoded with the further options of `encode_parts`.
 
     Gives the number of documents, and what was wrong with each picture that was left out.
     """
     if isinstance(source, Path):
         return build_shards(Parts.open(source), out, model_dir, shards=shards, pool=pool, progress=progress), ()
     with scratch.beside(out) as folder:
-        rows = encode_parts(
-            source,
-            model_dir,
-            folder / "rows",
-            pool=pool,
-            k=k,
-            batch=batch,
-            skip_unreadable=skip_unreadable,
-            device=device,
-            progress=progress,
-        )
+        rows = encode_parts(source, model_dir, folder / "rows", pool=pool, progress=progress, **options)
         return build_shards(rows, out, model_dir, shards=shards, pool=pool, progress=progress), rows.left_out
 
 

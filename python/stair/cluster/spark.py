@@ -9,7 +9,6 @@ done again, by Spark; its shard is written whole or not at all, and of two attem
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -23,7 +22,7 @@ from stair.cluster import layout
 from stair.cluster.layout import Manifest, Shard
 from stair.cluster.work import Encoder
 from stair.datasets import SUFFIXES
-from stair.search import collection_metadata
+from stair.search import collection_metadata, payload_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -214,7 +213,7 @@ def _build(
     if items:
         norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=1), np.float64)).ravel()
         matrix.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(matrix.indptr)).astype(np.float32)
-        kept = [json.dumps(_item(one), ensure_ascii=False).encode() for one in ids]
+        kept = [payload_of(_item(one)) for one in ids]
     elif payloads:
         kept = [_as_bytes(one) for table in tables for one in table.column("payload").to_pylist()]
     named = np.array(ids, str) if strings else np.array(ids, np.int64)
